@@ -1,0 +1,78 @@
+"""Bayesian fine-tuning of language models: calibrated classifiers that know when they do not know.
+
+``import bayestune`` is light: it imports neither torch nor peft. Every public name is loaded on
+first use, and PoLAR becomes known to PEFT as soon as both packages are imported, in either order.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from bayestune import _hook
+from bayestune.version import __version__
+
+if TYPE_CHECKING:
+    from bayestune import geometry, head, metrics, optim, posterior
+    from bayestune.config import Recipe
+    from bayestune.data import Task
+    from bayestune.evaluation import evaluate
+    from bayestune.model import BayesModel, build
+    from bayestune.peft import PolarConfig
+    from bayestune.prediction import Prediction
+    from bayestune.store import load, save
+    from bayestune.training import fit
+
+__all__ = [
+    "BayesModel",
+    "PolarConfig",
+    "Prediction",
+    "Recipe",
+    "Task",
+    "__version__",
+    "build",
+    "evaluate",
+    "fit",
+    "geometry",
+    "head",
+    "load",
+    "metrics",
+    "optim",
+    "posterior",
+    "save",
+]
+
+_SUBPACKAGES = frozenset({"geometry", "head", "metrics", "optim", "posterior"})
+
+_HOME = {
+    "BayesModel": "bayestune.model",
+    "PolarConfig": "bayestune.peft",
+    "Prediction": "bayestune.prediction",
+    "Recipe": "bayestune.config",
+    "Task": "bayestune.data",
+    "build": "bayestune.model",
+    "evaluate": "bayestune.evaluation",
+    "fit": "bayestune.training",
+    "load": "bayestune.store",
+    "save": "bayestune.store",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its home on first use (PEP 562)."""
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
+    from bayestune.errors import nearest
+
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}.{nearest(name, __all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+_hook.install()

@@ -1,0 +1,38 @@
+"""Backbones: where they come from, how they are adapted, and their pooled forward pass."""
+
+from __future__ import annotations
+
+from bayestune.backbone.assemble import (
+    Base,
+    adapt,
+    load_base,
+    load_tokenizer,
+    output_rows,
+    pick_device,
+    pick_dtype,
+    replace_head,
+)
+from bayestune.backbone.backbone import Backbone
+from bayestune.backbone.cache import PrefixCache
+from bayestune.backbone.layers import layer_stack, parse_layers
+from bayestune.backbone.reader import Reader
+from bayestune.backbone.source import EMBEDDED, Source, resolve
+
+__all__ = [
+    "EMBEDDED",
+    "Backbone",
+    "Base",
+    "PrefixCache",
+    "Reader",
+    "Source",
+    "adapt",
+    "layer_stack",
+    "load_base",
+    "load_tokenizer",
+    "output_rows",
+    "parse_layers",
+    "pick_device",
+    "pick_dtype",
+    "replace_head",
+    "resolve",
+]

@@ -1,0 +1,300 @@
+"""Load a transformer, adapt it with PEFT and put the head where PEFT saves and loads it."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bayestune.backbone.backbone import Backbone
+from bayestune.backbone.layers import hidden_size, layer_stack, parse_layers
+from bayestune.backbone.source import Source
+from bayestune.config import AdapterConfig, HeadConfig
+from bayestune.errors import ModelError
+
+#: Names under which transformers' sequence classifiers keep a bare linear head over the last token.
+SCORE = "score"
+
+
+@dataclass(frozen=True)
+class Base:
+    """A loaded backbone, not adapted yet.
+
+    Args:
+        model: a sequence classifier with a bare ``score`` for decoders, else the bare encoder.
+        transformer: the bare transformer in it.
+        decoder: whether it is causal.
+        width: D, the size of a feature.
+    """
+
+    model: Any
+    transformer: nn.Module
+    decoder: bool
+    width: int
+
+
+def pick_device(device: str) -> torch.device:
+    """Return the device for ``auto`` (CUDA, then Apple, then CPU) or for its name.
+
+    Raises:
+        ModelError: if there is no such device here.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+        return torch.device(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ModelError(
+            f"The device {device!r} cannot be used here: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """Return the type of the frozen weights; ``auto`` is bf16 on accelerators, fp32 on CPU."""
+    if dtype == "auto":
+        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if bf16 else torch.float32
+    return getattr(torch, dtype)
+
+
+def load_tokenizer(source: Source) -> Any:
+    """Load the tokeniser that belongs to a backbone.
+
+    Raises:
+        ModelError: if there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source.path, revision=source.revision)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"{source.name} has no usable tokenizer: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def load_base(source: Source, classes: int, device: torch.device, dtype: torch.dtype) -> Base:
+    """Load a transformer for classification.
+
+    A decoder comes as its sequence classifier, whose bare ``score`` reads the last token: replaced
+    by our head, everything that PEFT saves is what stock PEFT loads. An encoder's own classifier
+    reads features of its own making, so an encoder comes bare.
+
+    Args:
+        source: where from.
+        classes: K.
+        device: where to.
+        dtype: of the weights.
+
+    Raises:
+        ModelError: if the weights cannot be loaded or the architecture is not a plain transformer.
+    """
+    from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+
+    options: dict[str, Any] = {"revision": source.revision}
+    try:
+        config = AutoConfig.from_pretrained(source.path, **options)
+        classifier = AutoModelForSequenceClassification._model_mapping.get(type(config), None)
+        decoder = _is_decoder(config, classifier)
+        with _quiet_about_the_head():
+            if decoder and classifier is not None:
+                config.num_labels = classes
+                if getattr(config, "pad_token_id", None) is None:
+                    config.pad_token_id = _some_pad(config)
+                model = AutoModelForSequenceClassification.from_pretrained(
+                    source.path, config=config, dtype=dtype, **options
+                )
+            else:
+                model = AutoModel.from_pretrained(source.path, dtype=dtype, **options)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{source.name} cannot be loaded as a transformer: {reason}") from error
+    bare = isinstance(getattr(model, SCORE, None), nn.Linear)
+    transformer = getattr(model, model.base_model_prefix) if bare else model
+    if decoder and classifier is not None and not bare:
+        model = transformer = AutoModel.from_pretrained(source.path, dtype=dtype, **options)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return Base(model.to(device), transformer, decoder, hidden_size(model.config))
+
+
+def adapt(
+    base: Base, head: nn.Module, adapter: AdapterConfig, config: HeadConfig
+) -> tuple[Backbone, nn.Module]:
+    """Put the head into the model and the adapter around it.
+
+    Args:
+        base: the loaded backbone; it is changed in place.
+        head: the head, called ``score`` in decoders; encoders keep it apart.
+        adapter: which adapter, where.
+        config: the head's pooling.
+
+    Returns:
+        The adapted backbone, and the head that is trained and saved: PEFT works on a copy.
+
+    Raises:
+        ModelError: if the layers or the target modules are not there.
+    """
+    from peft import get_peft_model
+
+    _, layers = layer_stack(base.transformer)
+    chosen = parse_layers(adapter.layers, len(layers))
+    as_classifier = base.model is not base.transformer
+    if as_classifier:
+        setattr(base.model, SCORE, head)
+    task_type = "SEQ_CLS" if as_classifier else "FEATURE_EXTRACTION"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
+        peft_model = get_peft_model(base.model, peft_config(adapter, base, chosen, task_type))
+    pooling = config.pooling
+    if pooling == "auto":
+        pooling = "last" if base.decoder else "mean"
+    backbone = Backbone(
+        peft_model,
+        base.transformer,
+        pooling=pooling,
+        first_layer=min(chosen),
+        decoder=base.decoder,
+    )
+    if not as_classifier:
+        return backbone, head.to(backbone.device)
+    return backbone, getattr(base.model, SCORE).modules_to_save["default"]
+
+
+def replace_head(backbone: Backbone, head: nn.Module) -> None:
+    """Put another head into the place that PEFT saves, where the backbone has one."""
+    wrapper = getattr(backbone.peft_model.get_base_model(), SCORE, None)
+    if wrapper is not None:
+        wrapper.modules_to_save["default"] = head
+
+
+def peft_config(adapter: AdapterConfig, base: Base, layers: list[int], task_type: str) -> Any:
+    """Return the PEFT configuration of an adapter section of a recipe."""
+    from peft import LoraConfig
+
+    from bayestune.peft import PolarConfig
+
+    targets: Any = None
+    if adapter.targets == "all-linear":
+        targets = "all-linear"
+    elif adapter.targets != "auto":
+        targets = [name.strip() for name in adapter.targets.split(",")]
+    name, _ = layer_stack(base.transformer)
+    common: dict[str, Any] = {
+        "r": adapter.rank,
+        "target_modules": targets if targets is not None else default_targets(base),
+        "layers_to_transform": layers,
+        "layers_pattern": name.rsplit(".", 1)[-1],
+        "task_type": task_type,
+    }
+    if adapter.kind == "polar":
+        return PolarConfig(alpha=adapter.alpha, dropout=adapter.dropout, **common)
+    return LoraConfig(lora_alpha=adapter.alpha, lora_dropout=adapter.dropout, **common)
+
+
+def default_targets(base: Base) -> list[str]:
+    """Return PEFT's default target modules of the architecture: query and value projections.
+
+    Raises:
+        ModelError: if PEFT knows none for it.
+    """
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULTS
+
+    kind = base.transformer.config.model_type
+    names = {name.rsplit(".", 1)[-1] for name, _ in base.transformer.named_modules()}
+    targets = [t for t in DEFAULTS.get(kind, ["q_proj", "v_proj"]) if t in names]
+    if not targets:
+        raise ModelError(
+            f"No default target modules are known for {kind}; name some with adapter.targets, for "
+            "example all-linear."
+        )
+    return targets
+
+
+def output_rows(source: Source, base: Base, token_ids: list[int]) -> Tensor:
+    """Return the rows of the pretrained LM head for some tokens, ``(K, D)`` in fp32.
+
+    Args:
+        source: where the backbone came from.
+        base: the loaded backbone; tied heads are its input embeddings.
+        token_ids: K tokens.
+
+    Raises:
+        ModelError: if the checkpoint has no LM head.
+    """
+    if getattr(base.transformer.config, "tie_word_embeddings", False):
+        embeddings = base.transformer.get_input_embeddings()  # pyright: ignore
+        return embeddings.weight[torch.tensor(token_ids)].float().cpu().clone()
+    from safetensors import safe_open
+
+    for file in _weight_files(source):
+        with safe_open(file, framework="pt") as tensors:
+            if "lm_head.weight" in tensors.keys():  # noqa: SIM118 - not a mapping
+                rows = tensors.get_slice("lm_head.weight")
+                return torch.stack([rows[i] for i in token_ids]).float()  # (K, D)
+    raise ModelError(
+        f"{source.name} has no lm_head.weight to start the label rows from; use head.prior=zero."
+    )
+
+
+def _weight_files(source: Source) -> Iterator[Path]:
+    if source.local:
+        yield from sorted(Path(source.path).glob("*.safetensors"))
+        return
+    import json
+
+    from transformers.utils.hub import cached_file
+
+    find: Callable[..., str | None] = cached_file
+    index = find(
+        source.path,
+        "model.safetensors.index.json",
+        revision=source.revision,
+        _raise_exceptions_for_missing_entries=False,
+    )
+    name = "model.safetensors"
+    if index:
+        name = json.loads(Path(index).read_text())["weight_map"].get("lm_head.weight", "")
+    file = name and find(
+        source.path, name, revision=source.revision, _raise_exceptions_for_missing_entries=False
+    )
+    if file:
+        yield Path(file)
+
+
+def _is_decoder(config: Any, classifier: Any) -> bool:
+    """Tell causal architectures by what transformers can do with them."""
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError("Encoder-decoder models are not supported; use a decoder or an encoder.")
+    masked = type(config) in AutoModelForMaskedLM._model_mapping
+    return type(config) in AutoModelForCausalLM._model_mapping and not masked
+
+
+def _some_pad(config: Any) -> int:
+    """Return a pad id for configurations without one; pooling is by the mask, so any will do."""
+    eos = getattr(config, "eos_token_id", None)
+    return (eos[0] if isinstance(eos, list) else eos) or 0
+
+
+@contextmanager
+def _quiet_about_the_head() -> Iterator[None]:
+    """Silence the notice that ``score`` is newly initialised: it is replaced at once."""
+    log = logging.getLogger("transformers.modeling_utils")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)

@@ -1,0 +1,192 @@
+"""The adapted transformer as a feature extractor: token ids in, one pooled feature per text out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bayestune.backbone.layers import layer_stack
+from bayestune.backbone.pool import POOLING
+from bayestune.backbone.split import enter_states, resume_from
+from bayestune.errors import ModelError, NumericsError
+
+
+class Backbone(nn.Module):
+    """``φ(x) = pool(transformer(x))``: the bare pooled forward of an adapted transformer.
+
+    The vocabulary head is never evaluated. Frozen parts stay in evaluation mode while training, so
+    that a text's features differ between steps only by what is trained.
+
+    Args:
+        peft_model: the PEFT model around the transformer.
+        transformer: the bare transformer inside it (no head).
+        pooling: ``last``, ``mean`` or ``cls``.
+        first_layer: index of the first adapted layer; below it nothing is trained.
+        decoder: whether the transformer is causal and takes explicit positions.
+    """
+
+    def __init__(
+        self,
+        peft_model: Any,
+        transformer: nn.Module,
+        *,
+        pooling: str,
+        first_layer: int,
+        decoder: bool,
+    ) -> None:
+        super().__init__()
+        self.peft_model = peft_model
+        # A second registration would list every weight twice.
+        object.__setattr__(self, "_transformer", transformer)
+        object.__setattr__(self, "_layers", layer_stack(transformer)[1])
+        self.pooling = pooling
+        self.first_layer = first_layer
+        self.decoder = decoder
+        self._pool = POOLING[pooling]
+        self.train(False)
+
+    @property
+    def transformer(self) -> nn.Module:
+        """The bare transformer with its adapters."""
+        return self._transformer  # pyright: ignore[reportReturnType]
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The layers of the transformer."""
+        return self._layers  # pyright: ignore[reportReturnType]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.peft_model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the frozen weights, and so of hidden states."""
+        frozen = (p.dtype for p in self.transformer.parameters() if not p.requires_grad)
+        return next((d for d in frozen if d.is_floating_point), torch.float32)
+
+    @property
+    def splits(self) -> bool:
+        """Whether there are frozen layers below the first adapted one."""
+        return self.first_layer > 0
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Switch the adapters' dropout; the frozen transformer stays in evaluation mode."""
+        super().train(False)
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        for module in self.peft_model.modules():
+            if isinstance(module, BaseTunerLayer):
+                module.training = mode
+                for name in module.adapter_layer_names + module.other_param_names:
+                    part = getattr(module, name, None)
+                    if isinstance(part, nn.Module):
+                        part.train(mode)
+        self.training = mode
+        return self
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Return pooled features.
+
+        Args:
+            input_ids: ``(B, T)``.
+            attention_mask: ones where a token is ``(B, T)``; either side may be padded.
+            position_ids: ``(B, T)``; counted by the mask where absent (decoders only).
+            token_type_ids: ``(B, T)``, for pairs.
+
+        Returns:
+            Features ``(B, D)`` in fp32.
+        """
+        inputs = self._inputs(attention_mask, position_ids, token_type_ids)
+        output = self.transformer(input_ids=input_ids, **inputs)
+        return self.pool(output.last_hidden_state, attention_mask)
+
+    def enter(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Return the states entering the first adapted layer, ``(B, T, D)``, without gradients."""
+        inputs = self._inputs(attention_mask, position_ids, token_type_ids)
+        inputs["input_ids"] = input_ids
+        with torch.no_grad():
+            return enter_states(self.transformer, self.layers, self.first_layer, inputs)
+
+    def resume(
+        self,
+        hidden: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Return pooled features ``(B, D)`` from states that enter the first adapted layer."""
+        inputs = self._inputs(attention_mask, position_ids, token_type_ids)
+        output = resume_from(self.transformer, self.layers, self.first_layer, hidden, inputs)
+        return self.pool(output.last_hidden_state, attention_mask)
+
+    def pool(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return one fp32 feature per text ``(B, D)`` from hidden states ``(B, T, D)``."""
+        return self._pool(hidden, attention_mask).float()
+
+    def check_split(self, batch: Mapping[str, Tensor]) -> None:
+        """Measure on real tokens that both halves together give the whole pass's features.
+
+        Raises:
+            ModelError: if they do not, as for an architecture whose upper layers read more than
+                the states below them.
+        """
+        with torch.no_grad():
+            whole = self(**batch)
+            masks = {k: v for k, v in batch.items() if k != "input_ids"}
+            try:
+                halves = self.resume(self.enter(**batch), **masks)
+            except (RuntimeError, TypeError, IndexError, KeyError) as error:
+                raise ModelError(
+                    f"{type(self.transformer).__name__} cannot be run in two halves ({error}); "
+                    "switch the prefix cache off with cache.prefix=off."
+                ) from error
+        scale = whole.abs().amax().clamp_min(1e-6)
+        error = float((whole - halves).abs().amax() / scale)
+        tolerance = 1e-4 if self.dtype == torch.float32 else 2e-2
+        if not error <= tolerance:
+            raise ModelError(
+                f"Running {type(self.transformer).__name__} in two halves changes its features by "
+                f"{error:.1e} (relative); switch the prefix cache off with cache.prefix=off."
+            )
+
+    def check_finite(self, features: Tensor, rows: str) -> None:
+        """Stop where a feature is not a number.
+
+        Raises:
+            NumericsError: naming the rows.
+        """
+        if not torch.isfinite(features).all():
+            bad = (~torch.isfinite(features).all(dim=1)).nonzero().flatten().tolist()
+            raise NumericsError(
+                f"Features of {rows} are NaN or infinite (positions {bad[:8]} of the batch); lower "
+                "train.lr, or use dtype=float32 for the backbone."
+            )
+
+    def _inputs(
+        self, attention_mask: Tensor, position_ids: Tensor | None, token_type_ids: Tensor | None
+    ) -> dict[str, Any]:
+        inputs: dict[str, Any] = {"attention_mask": attention_mask}
+        if self.decoder:
+            if position_ids is None:
+                position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp_min(0)
+            inputs |= {"position_ids": position_ids, "use_cache": False}
+        if token_type_ids is not None:
+            inputs["token_type_ids"] = token_type_ids
+        return inputs

@@ -1,0 +1,99 @@
+"""Hidden states entering the first adapted layer, kept once per text."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+
+class PrefixCache:
+    """A store of states ``(T, D)`` by the token ids they came from.
+
+    In memory up to ``max_gb``, beyond it in a memory-mapped temporary file up to ``max_disk_gb``;
+    what fits in neither is not kept and is computed anew each time.
+
+    Args:
+        identity: the fingerprint of model, revision, tokeniser, first adapted layer and dtype.
+        max_gb: most gigabytes in memory.
+        max_disk_gb: most gigabytes in the file.
+        folder: where the file goes; None takes the system's place for temporary files.
+    """
+
+    def __init__(
+        self,
+        identity: str,
+        *,
+        max_gb: float = 4.0,
+        max_disk_gb: float = 64.0,
+        folder: Path | None = None,
+    ) -> None:
+        self.identity = identity
+        self._budget = int(max_gb * 1e9)
+        self._disk_budget = int(max_disk_gb * 1e9)
+        self._folder = folder
+        self._memory: dict[bytes, Tensor] = {}
+        self._places: dict[bytes, tuple[int, int]] = {}
+        self._file: BinaryIO | None = None
+        self._shape: tuple[torch.dtype, int] | None = None
+        self.memory_bytes = 0
+        self.disk_bytes = 0
+        self.refused = 0
+
+    def key(self, ids: Sequence[int], types: Sequence[int] | None = None) -> bytes:
+        """Return the key of one text: a hash of the cache's identity and the text's tokens."""
+        digest = hashlib.blake2b(self.identity.encode(), digest_size=16)
+        digest.update(array("q", ids).tobytes())
+        if types:
+            digest.update(b"|" + array("q", types).tobytes())
+        return digest.digest()
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._memory or key in self._places
+
+    def __len__(self) -> int:
+        return len(self._memory) + len(self._places)
+
+    def put(self, key: bytes, states: Tensor) -> None:
+        """Keep the states ``(T, D)`` of one text."""
+        if key in self:
+            return
+        states = states.detach().to("cpu", copy=True).contiguous()
+        size = states.numel() * states.element_size()
+        if self.memory_bytes + size <= self._budget:
+            self._memory[key] = states
+            self.memory_bytes += size
+        elif self.disk_bytes + size <= self._disk_budget:
+            self._append(key, states)
+            self.disk_bytes += size
+        else:
+            self.refused += 1
+
+    def get(self, key: bytes) -> Tensor | None:
+        """Return the states ``(T, D)`` of one text, or None where they are not kept."""
+        if key in self._memory:
+            return self._memory[key]
+        if key not in self._places or self._file is None or self._shape is None:
+            return None
+        start, tokens = self._places[key]
+        dtype, width = self._shape
+        return torch.from_file(
+            self._file.name, shared=False, size=start + tokens * width, dtype=dtype
+        )[start:].view(tokens, width)  # (T, D)
+
+    def _append(self, key: bytes, states: Tensor) -> None:
+        if self._file is None:
+            # Named, so that it can be mapped; removed by the system when it is closed.
+            self._file = tempfile.NamedTemporaryFile(  # noqa: SIM115  # pyright: ignore
+                prefix="bayestune-prefix-", suffix=".bin", dir=self._folder
+            )
+            self._shape = (states.dtype, states.shape[1])
+        self._places[key] = (self.disk_bytes // states.element_size(), states.shape[0])
+        self._file.write(states.view(torch.uint8).numpy().tobytes())
+        self._file.flush()

@@ -1,0 +1,133 @@
+"""Feeding encoded texts to a backbone, from the prefix cache where it holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bayestune.backbone.backbone import Backbone
+from bayestune.backbone.cache import PrefixCache
+from bayestune.data import Encoded, length_grouped_batches, pad
+from bayestune.progress import Progress, silent
+
+
+class Reader:
+    """Turns encoded texts into pooled features, whole or from cached states.
+
+    Args:
+        backbone: the feature extractor.
+        pad_id: fills rows of a batch; any token will do, masks decide.
+        cache: states entering the first adapted layer; None runs whole passes.
+        padding_side: ``right`` or ``left``.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        pad_id: int,
+        cache: PrefixCache | None = None,
+        padding_side: str = "right",
+    ) -> None:
+        self.backbone = backbone
+        self.pad_id = pad_id
+        self.cache = cache
+        self.padding_side = padding_side
+
+    def batch(self, encoded: Encoded, rows: Sequence[int]) -> Tensor:
+        """Return features ``(B, D)`` in fp32 of some rows, with gradients where they are on."""
+        if self.cache is not None:
+            kept = [self.cache.get(self._key(encoded, i)) for i in rows]
+            states = [s for s in kept if s is not None]
+            if len(states) == len(rows):
+                features = self._from_states(encoded, rows, states)
+                self.backbone.check_finite(features, f"rows {list(rows)[:8]}")
+                return features
+        features = self.backbone(**self.tensors(encoded, rows))
+        self.backbone.check_finite(features, f"rows {list(rows)[:8]}")
+        return features
+
+    def features(
+        self,
+        encoded: Encoded,
+        batch_size: int = 32,
+        *,
+        progress: Progress = silent,
+        label: str = "features",
+    ) -> Tensor:
+        """Return the features of all rows ``(N, D)`` on the CPU, in order and without gradients."""
+        out: Tensor | None = None
+        training = self.backbone.training
+        self.backbone.train(False)
+        with torch.no_grad(), progress(label, len(encoded.ids)) as advance:
+            for rows in length_grouped_batches(encoded.lengths, batch_size, shuffle=False):
+                features = self.batch(encoded, rows).cpu()
+                if out is None:
+                    out = features.new_empty(len(encoded.ids), features.shape[1])
+                out[rows] = features
+                advance(len(rows))
+        self.backbone.train(training)
+        return torch.empty(0, 0) if out is None else out
+
+    def fill(
+        self,
+        encoded: Encoded,
+        batch_size: int = 32,
+        *,
+        progress: Progress = silent,
+        label: str = "",
+    ) -> None:
+        """Compute and keep the frozen states of every text that the cache does not hold yet."""
+        if self.cache is None:
+            return
+        missing: dict[bytes, int] = {}
+        for i in range(len(encoded.ids)):
+            key = self._key(encoded, i)
+            if key not in self.cache:
+                missing.setdefault(key, i)
+        todo = list(missing.values())
+        lengths = [encoded.lengths[i] for i in todo]
+        with progress(label or "frozen layers", len(todo)) as advance:
+            for batch in length_grouped_batches(lengths, batch_size, shuffle=False):
+                rows = [todo[j] for j in batch]
+                tensors = self.tensors(encoded, rows)
+                states = self.backbone.enter(**tensors)  # (B, T, D)
+                for i, state, mask in zip(rows, states, tensors["attention_mask"], strict=True):
+                    self.cache.put(self._key(encoded, i), state[mask.bool()])
+                advance(len(rows))
+
+    def tensors(self, encoded: Encoded, rows: Sequence[int]) -> dict[str, Tensor]:
+        """Return the padded inputs of some rows on the backbone's device."""
+        ids, mask, positions = pad([encoded.ids[i] for i in rows], self.pad_id, self.padding_side)
+        return self._place(ids, mask, positions, encoded, rows)
+
+    def _from_states(
+        self, encoded: Encoded, rows: Sequence[int], states: Sequence[Tensor]
+    ) -> Tensor:
+        # The mask and the positions are those of the padded ids; only their place is taken.
+        inputs = self.tensors(encoded, rows)
+        mask = inputs["attention_mask"]
+        hidden = states[0].new_zeros(*mask.shape, states[0].shape[1])  # (B, T, D)
+        for b, state in enumerate(states):
+            right = self.padding_side == "right"
+            span = slice(0, len(state)) if right else slice(mask.shape[1] - len(state), None)
+            hidden[b, span] = state
+        del inputs["input_ids"]
+        return self.backbone.resume(hidden.to(mask.device), **inputs)
+
+    def _place(
+        self, ids: Tensor, mask: Tensor, positions: Tensor, encoded: Encoded, rows: Sequence[int]
+    ) -> dict[str, Tensor]:
+        tensors = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        if encoded.token_type_ids is not None:
+            types = [encoded.token_type_ids[i] for i in rows]
+            tensors["token_type_ids"], _, _ = pad(types, 0, self.padding_side)
+        if not self.backbone.decoder:
+            del tensors["position_ids"]  # encoders count their own
+        return {name: t.to(self.backbone.device) for name, t in tensors.items()}
+
+    def _key(self, encoded: Encoded, row: int) -> bytes:
+        types = encoded.token_type_ids[row] if encoded.token_type_ids is not None else None
+        assert self.cache is not None
+        return self.cache.key(encoded.ids[row], types)

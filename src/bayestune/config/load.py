@@ -1,0 +1,224 @@
+"""From YAML and ``key=value`` overrides to a checked recipe, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bayestune.config.recipe import Recipe
+from bayestune.errors import ConfigError, nearest
+
+#: Names that people type without thinking, and where they live in the recipe.
+ALIASES = {
+    "rank": "adapter.rank",
+    "r": "adapter.rank",
+    "alpha": "adapter.alpha",
+    "layers": "adapter.layers",
+    "targets": "adapter.targets",
+    "base": "model",
+    "epochs": "train.epochs",
+    "batch_size": "train.batch_size",
+    "lr": "train.lr",
+    "head_lr": "train.head_lr",
+    "kl": "train.kl",
+    "class_weights": "train.class_weights",
+    "max_length": "prompt.max_length",
+    "template": "prompt.template",
+    "temperature": "finalize.temperature",
+    "refresh": "finalize.refresh",
+    "samples": "predict.samples",
+}
+
+
+def keys(cls: type = Recipe, prefix: str = "") -> dict[str, dataclasses.Field[Any]]:
+    """Return every dotted key of the recipe with its field."""
+    found: dict[str, dataclasses.Field[Any]] = {}
+    hints = typing.get_type_hints(cls)
+    for f in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(hints[f.name]):
+            found |= keys(hints[f.name], f"{prefix}{f.name}.")
+        else:
+            found[prefix + f.name] = f
+    return found
+
+
+def from_mapping(
+    data: Mapping[str, Any], cls: type = Recipe, prefix: str = "", where: str = ""
+) -> Any:
+    """Build a recipe (or a section of one) from nested plain values, checking names and types.
+
+    Args:
+        data: nested mapping, as read from YAML.
+        cls: the dataclass to build.
+        prefix: dotted path of ``cls`` within the recipe, for messages.
+        where: the file the values came from, for messages.
+
+    Returns:
+        An instance of ``cls``.
+
+    Raises:
+        ConfigError: for an unknown key (with the nearest valid one) or a value of a wrong type.
+    """
+    hints = typing.get_type_hints(cls)
+    at = f"{where}: " if where else ""
+    values: dict[str, Any] = {}
+    for key, value in data.items():
+        if key not in hints:
+            raise ConfigError(f"{at}unknown key {prefix}{key!s}.{nearest(key, hints)}")
+        hint = hints[key]
+        if dataclasses.is_dataclass(hint):
+            if value is None:
+                continue
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{at}{prefix}{key} is {value!r}; expected a section of keys.")
+            values[key] = from_mapping(value, typing.cast(type, hint), f"{prefix}{key}.", where)
+        else:
+            values[key] = _coerce(value, hint, prefix + str(key), at)
+    try:
+        return cls(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{at}{error}") from None
+
+
+def to_mapping(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe as nested plain values, in the order of its fields."""
+    return dataclasses.asdict(recipe)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read one YAML recipe as nested plain values.
+
+    Raises:
+        ConfigError: where the file is missing, is not UTF-8 YAML or is not a mapping.
+    """
+    path = Path(path)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path} does not exist; `bayestune config ls` names the shipped recipes."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}.") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        raise ConfigError(
+            f"{path}{line} is not valid YAML: {getattr(error, 'problem', error)}."
+        ) from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} holds {type(data).__name__}; expected keys and values.")
+    return data
+
+
+def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
+    """Turn ``["train.lr=1e-3", ...]`` into nested plain values; values are read as YAML.
+
+    Raises:
+        ConfigError: for a pair without ``=``.
+    """
+    flat: dict[str, Any] = {}
+    for pair in pairs:
+        key, sep, text = pair.partition("=")
+        if not sep or not key.strip():
+            raise ConfigError(
+                f"override {pair!r} is not of the form key=value, as in train.lr=1e-3."
+            )
+        try:
+            flat[key.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            flat[key.strip()] = text
+    return nest(flat)
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn dotted keys (or their short aliases) into nested plain values."""
+    out: dict[str, Any] = {}
+    valid = keys()
+    for short, value in flat.items():
+        key = ALIASES.get(short, short)
+        if key not in valid:
+            raise ConfigError(f"unknown key {short}.{nearest(short, [*valid, *ALIASES])}")
+        node = out
+        *sections, leaf = key.split(".")
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[leaf] = value
+    return out
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge nested mappings; later ones win key by key."""
+    out: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            below = out.get(key)
+            both = isinstance(value, Mapping) and isinstance(below, Mapping)
+            out[key] = merge(below, value) if both else value
+    return out
+
+
+def _coerce(value: Any, hint: Any, key: str, at: str) -> Any:
+    """Return ``value`` as one of the types of ``hint``; whole numbers count as real ones."""
+    options = typing.get_args(hint) if _is_union(hint) else (hint,)
+    literals = [
+        word
+        for option in options
+        if typing.get_origin(option) is typing.Literal
+        for word in typing.get_args(option)
+    ]
+    # YAML reads an unquoted null as None and off as False; where the word is valid it was meant.
+    word = {None: "none", False: "off"}.get(value) if value is None or value is False else value
+    if isinstance(word, str) and word in literals:
+        return word
+    for option in options:
+        if option is type(None) and value is None:
+            return None
+        if option is float and (number := _number(value)) is not None:
+            return number
+        if option is bool and isinstance(value, bool):
+            return value
+        if option is int and isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if option is str and isinstance(value, str):
+            return value
+        if option is str and isinstance(value, list | int) and not isinstance(value, bool):
+            return ",".join(str(v) for v in value) if isinstance(value, list) else str(value)
+    names = [repr(v) for v in literals]
+    names += [_NAMES[o] for o in options if o in _NAMES]
+    raise ConfigError(f"{at}{key} is {value!r}; expected {' or '.join(names)}.")
+
+
+_NAMES = {
+    float: "a number",
+    int: "a whole number",
+    bool: "true or false",
+    str: "text",
+    type(None): "null",
+}
+
+
+def _number(value: Any) -> float | None:
+    """Read a number; YAML 1.1 takes ``1e-3`` for text, people do not."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int | float):
+        return float(value)
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return None
+    return None
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)

@@ -1,0 +1,7 @@
+"""Evaluation: sees only predictions and labels."""
+
+from __future__ import annotations
+
+from bayestune.evaluation.evaluate import Evaluation, detection, evaluate
+
+__all__ = ["Evaluation", "detection", "evaluate"]

@@ -1,0 +1,150 @@
+"""How good and how honest a model is, on labelled rows and on rows from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from bayestune import metrics
+from bayestune.data import Task
+from bayestune.errors import DataError
+from bayestune.model import BayesModel, Texts
+from bayestune.prediction import Prediction
+from bayestune.progress import Progress, silent
+
+#: Scores of unfamiliarity by name: the higher, the less familiar.
+SCORES = {
+    "max_prob": lambda p: -p.confidence,
+    "entropy": lambda p: p.entropy,
+    "mutual_information": lambda p: p.epistemic,
+    "density": lambda p: p.ood_score,
+}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics of one model on one labelled set, and its detection of others.
+
+    Fractions, nats; ECE with 15 right-closed bins. Out-of-distribution rows are the positives;
+    ``fpr95`` is the share of them accepted at the max-prob threshold that keeps 95 % of the
+    in-distribution rows.
+
+    Attributes:
+        n: number of labelled rows.
+        accuracy: share of right labels.
+        nll: mean negative log-likelihood in nats.
+        ece: expected calibration error.
+        adaptive_ece: the same over bins of equal mass.
+        mce: largest calibration gap of a bin.
+        brier: mean squared error of the probability vector, summed over classes.
+        aurc: area under the risk–coverage curve by max-prob.
+        intervals: 95 % bootstrap intervals of accuracy, nll, ece and brier.
+        ood: metrics by name of the out-of-distribution set.
+        prediction: the predictions behind the numbers.
+        targets: the labels behind the numbers ``(N,)``.
+        ood_predictions: the predictions on the other sets.
+    """
+
+    n: int
+    accuracy: float
+    nll: float
+    ece: float
+    adaptive_ece: float
+    mce: float
+    brier: float
+    aurc: float
+    intervals: dict[str, tuple[float, float]]
+    ood: dict[str, dict[str, float]]
+    prediction: Prediction = field(repr=False)
+    targets: torch.Tensor = field(repr=False)
+    ood_predictions: dict[str, Prediction] = field(repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the numbers, without the predictions."""
+        scalars = ("n", "accuracy", "nll", "ece", "adaptive_ece", "mce", "brier", "aurc")
+        return {
+            **{name: getattr(self, name) for name in scalars},
+            "intervals": {name: list(ends) for name, ends in self.intervals.items()},
+            "ood": self.ood,
+        }
+
+
+def evaluate(
+    model: BayesModel,
+    data: Task,
+    *,
+    ood: Mapping[str, Texts] | None = None,
+    batch_size: int = 32,
+    progress: Progress = silent,
+) -> Evaluation:
+    """Measure accuracy, calibration and out-of-distribution detection.
+
+    Args:
+        model: the model.
+        data: labelled examples, all of which are evaluated.
+        ood: texts (or tasks; labels are ignored) from elsewhere, by name.
+        batch_size: texts in a pass; it does not change the result beyond rounding.
+        progress: how to report.
+
+    Returns:
+        The metrics, with the predictions behind them.
+
+    Raises:
+        DataError: if a row has no label or the classes are others.
+    """
+    if tuple(data.labels.names) != tuple(model.labels.names):
+        raise DataError(
+            f"The data has the classes {list(data.labels)[:8]}, the model has "
+            f"{list(model.labels)[:8]}; "
+            "read it with like=train."
+        )
+    targets = torch.tensor(data.targets)
+    if (targets < 0).any():
+        bad = data.examples[int((targets < 0).nonzero()[0])]
+        raise DataError(f"{data.source}: the row with id {bad.id!r} has no label to evaluate on.")
+    prediction = model.predict(data, batch_size, progress=progress)
+    others = {
+        name: model.predict(texts, batch_size, progress=progress)
+        for name, texts in (ood or {}).items()
+    }
+    probs = prediction.probs
+    confidence, correct = metrics.top_label(probs, targets)
+    nll = metrics.nll(probs, targets, reduction="none")
+    brier = metrics.brier(probs, targets, reduction="none")
+    intervals = {
+        "accuracy": metrics.mean_interval(correct.double()),
+        "nll": metrics.mean_interval(nll),
+        "ece": metrics.bootstrap_interval(
+            lambda c, a: metrics.reliability(c, a).ece, confidence, correct
+        ),
+        "brier": metrics.mean_interval(brier),
+    }
+    return Evaluation(
+        n=len(data),
+        accuracy=metrics.accuracy(probs, targets),
+        nll=float(nll.mean()),
+        ece=metrics.ece(probs, targets),
+        adaptive_ece=metrics.adaptive_ece(probs, targets),
+        mce=metrics.mce(probs, targets),
+        brier=float(brier.mean()),
+        aurc=metrics.aurc(confidence, correct),
+        intervals={name: (interval.low, interval.high) for name, interval in intervals.items()},
+        ood={name: detection(prediction, other) for name, other in others.items()},
+        prediction=prediction,
+        targets=targets,
+        ood_predictions=others,
+    )
+
+
+def detection(inside: Prediction, outside: Prediction) -> dict[str, float]:
+    """Return how well each score tells outside rows (the positives) from inside ones."""
+    found = {
+        f"auroc_{name}": metrics.auroc(score(inside), score(outside))
+        for name, score in SCORES.items()
+    }
+    found["aupr_max_prob"] = metrics.aupr(-inside.confidence, -outside.confidence)
+    found["fpr95"] = metrics.fpr_at_recall(-inside.confidence, -outside.confidence, 0.95)
+    return found

@@ -1,0 +1,16 @@
+"""Finalisers: what is done once to a trained posterior, on cached features."""
+
+from __future__ import annotations
+
+from bayestune.finalize.features import Features
+from bayestune.finalize.laplace import Candidate, refresh
+from bayestune.finalize.temperature import fit_temperature, held_out_nll, predictive_at
+
+__all__ = [
+    "Candidate",
+    "Features",
+    "fit_temperature",
+    "held_out_nll",
+    "predictive_at",
+    "refresh",
+]

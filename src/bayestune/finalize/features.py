@@ -1,0 +1,27 @@
+"""Pooled features of a data set with their labels: all that a finaliser needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Features:
+    """Cached features of N examples.
+
+    Attributes:
+        phi: pooled features ``(N, D)`` in fp32, on the CPU.
+        labels: class indices ``(N,)``.
+        mask: which classes exist for a row, bool ``(N, K)``; None where all do.
+        weights: sample weights of mean one ``(N,)``; None for ones.
+    """
+
+    phi: Tensor
+    labels: Tensor
+    mask: Tensor | None = None
+    weights: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.phi.shape[0]

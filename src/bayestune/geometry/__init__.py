@@ -1,0 +1,30 @@
+"""Geometry of the adapter factors: Stiefel matrices and stable rank, as pure functions."""
+
+from __future__ import annotations
+
+from bayestune.geometry.rank import stable_rank, stable_rank_lora
+from bayestune.geometry.stiefel import (
+    canonical_gradient,
+    check_point,
+    landing_field,
+    orthogonality_error,
+    project_tangent,
+    random_point,
+    retract_polar,
+    safe_step,
+    step_polar,
+)
+
+__all__ = [
+    "canonical_gradient",
+    "check_point",
+    "landing_field",
+    "orthogonality_error",
+    "project_tangent",
+    "random_point",
+    "retract_polar",
+    "safe_step",
+    "stable_rank",
+    "stable_rank_lora",
+    "step_polar",
+]

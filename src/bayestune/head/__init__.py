@@ -1,0 +1,9 @@
+"""Distributions over the last layer: modules that hold parameters and call `posterior`."""
+
+from __future__ import annotations
+
+from bayestune.head.gaussian import GaussianHead
+from bayestune.head.installation import install
+from bayestune.head.linear import LinearHead
+
+__all__ = ["GaussianHead", "LinearHead", "install"]

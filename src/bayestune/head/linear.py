@@ -1,0 +1,121 @@
+"""Point last layer with the interface of the Bayesian one: no variance, no divergence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from bayestune.head import checks, energy
+from bayestune.head.precision import full_precision, no_autocast
+from bayestune.posterior import bounds
+
+
+class LinearHead(nn.Module):
+    """Deterministic logits z = Wh without bias, in float32.
+
+    Args:
+        in_features: feature dimension D.
+        num_classes: number of classes K.
+        rows: initial weights, ``(K, D)``; zeros, hence equal probabilities, where absent.
+        feature_energy: E‖h‖² where it is known already; see `set_feature_energy`.
+
+    Attributes:
+        weight: parameter, ``(K, D)``.
+        feature_energy: E‖h‖² over the training features, buffer, scalar, NaN until measured.
+
+    Raises:
+        ConfigError: a size is out of range, or ``rows`` has another shape.
+    """
+
+    is_bayes_head = True
+    family = "point"
+
+    feature_energy: Tensor
+
+    def __init__(
+        self,
+        *,
+        in_features: int,
+        num_classes: int,
+        rows: Tensor | None = None,
+        feature_energy: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.num_classes = in_features, num_classes
+        self.weight = nn.Parameter(checks.starting_rows(rows, num_classes, in_features))
+        self.register_buffer("feature_energy", torch.tensor(math.nan))
+        if feature_energy is not None:
+            self.set_feature_energy(feature_energy)
+
+    @torch.no_grad()
+    def set_feature_energy(self, h_or_value: Tensor | float) -> None:
+        """Measure E‖h‖² on training features ``(N, D)``, or set it; it scales the learning rate."""
+        self.feature_energy.fill_(energy.measure(h_or_value))
+
+    def lr_factors(self) -> dict[str, float]:
+        """Return the factor on the learning rate of each parameter."""
+        measured = energy.known(self.feature_energy)
+        return {"weight": energy.lr_factor(measured, self.in_features)}
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Return logits ``(..., K)`` for features ``(..., D)``."""
+        h = full_precision(h, self.weight)
+        with no_autocast(h):
+            return h @ self.weight.T
+
+    def moments(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits and zeros for their variance, each ``(..., K)``."""
+        mu = self(h)
+        return mu, torch.zeros_like(mu)
+
+    def bound(
+        self,
+        h: Tensor,
+        labels: Tensor,
+        mask: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """Return the log likelihood log softmax(z)_y of each example, ``(B,)``.
+
+        Args:
+            h: features, ``(B, D)``.
+            labels: class indices, ``(B,)``.
+            mask: which classes exist for a row, bool ``(B, K)``.
+            weights: factors on the examples, ``(B,)``.
+        """
+        mu, var = self.moments(h)
+        log_likelihood = bounds.jensen(mu, var, labels, mask)
+        return log_likelihood if weights is None else weights * log_likelihood
+
+    def kl(self) -> Tensor:
+        """Return 0: a point has no posterior to compare."""
+        return self.weight.new_zeros(())
+
+    def update_prior(self) -> None:
+        """Do nothing: a point has no prior."""
+
+    @torch.no_grad()
+    def fold_temperature(self, temperature: float) -> None:
+        """Divide all logits by T for good."""
+        checks.require_positive("temperature", temperature)
+        self.weight.div_(temperature)
+
+    def posterior_tensors(self) -> dict[str, Tensor]:
+        """Return all that is to be stored beside ``weight``, by name."""
+        return {"feature_energy": self.feature_energy.detach()}
+
+    @torch.no_grad()
+    def load_posterior(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `posterior_tensors` returned.
+
+        Raises:
+            StoreError: the tensors are not those of a point head.
+        """
+        checks.match(tensors, {self.family: {"feature_energy": ()}})
+        self.feature_energy.copy_(tensors["feature_energy"])
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, num_classes={self.num_classes}"

@@ -1,0 +1,128 @@
+"""The pieces that methods compose: model, objective, finaliser, predictor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bayestune.backbone import Base, Source, adapt, output_rows
+from bayestune.config import FinalizeConfig, PredictConfig, Recipe
+from bayestune.data import Example, Task, label_token_ids, render
+from bayestune.errors import ConfigError
+from bayestune.finalize import Features, fit_temperature, predictive_at, refresh
+from bayestune.head import GaussianHead, LinearHead
+from bayestune.methods.contract import Parts, Terms
+from bayestune.posterior.predictive import Predictive
+
+
+def build(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Recipe) -> Parts:
+    """Make the recipe's head, put it into the model and adapt the model around it."""
+    head = make_head(base, source, tokenizer, task, recipe)
+    return Parts(*adapt(base, head, recipe.adapter, recipe.head))
+
+
+def make_head(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Recipe) -> nn.Module:
+    """Return the head of a recipe; answer letters start from the LM head's own rows.
+
+    Raises:
+        ConfigError: if pretrained rows are asked for where the classes are not answer letters.
+    """
+    letters = task.kind == "choice" and base.decoder
+    prior = recipe.head.prior
+    if prior == "auto":
+        prior = "pretrained" if letters else "zero"
+    rows: Tensor | None = None
+    if prior == "pretrained":
+        if not letters:
+            raise ConfigError(
+                "head.prior=pretrained needs a decoder and a multiple-choice task, whose classes "
+                "are answer letters of the vocabulary; use head.prior=zero."
+            )
+        names = list(task.labels)
+        example = Example(id=0, question="?", choices=tuple(names))
+        prompt = str(render(example, recipe.prompt, decoder=True, tokenizer=tokenizer))
+        rows = output_rows(source, base, label_token_ids(tokenizer, prompt, names))
+    common: dict[str, Any] = {"in_features": base.width, "num_classes": len(task.labels)}
+    if recipe.head.kind == "linear":
+        return LinearHead(**common, rows=rows)
+    return GaussianHead(
+        **common,
+        prior=prior,
+        rows=rows,
+        prior_scale=recipe.head.prior_scale,
+        init_scale=recipe.head.init_scale,
+        learn_prior=recipe.head.learn_prior,
+    )
+
+
+def loss(head: nn.Module, batch: Features) -> Terms:
+    """Return ``−mean bound`` and the KL of the head; the KL of a point head is 0."""
+    bound = head.bound(batch.phi, batch.labels, batch.mask, batch.weights)  # pyright: ignore
+    return Terms(-bound.mean(), head.kl())  # pyright: ignore[reportCallIssue]
+
+
+def finalize(
+    head: nn.Module, fit: Features, held_out: Features | None, config: FinalizeConfig
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Refresh the covariance and fold one temperature into the posterior, as the recipe says.
+
+    A point head that is refreshed becomes a Gaussian one around the same mean.
+    """
+    refreshing = config.refresh != "none" and not (
+        config.refresh == "auto" and isinstance(head, LinearHead)
+    )
+    choosing = config.temperature == "auto" or (refreshing and config.precision == "auto")
+    if choosing and held_out is None:
+        raise ConfigError(
+            "finalize.temperature and finalize.precision are chosen on held-out rows: give a "
+            "validation set or train.hold_out above 0, or set both to numbers or none."
+        )
+    report: dict[str, Any] = {"refresh": "none", "precision": None, "temperature": 1.0}
+    if refreshing:
+        gaussian = head if isinstance(head, GaussianHead) else _gaussian_around(head, fit)
+        tried, chosen = refresh(
+            gaussian,
+            fit,
+            held_out,
+            mode=config.refresh,
+            precision=config.precision,
+            temperature=config.temperature,
+        )
+        head, temperature = gaussian, chosen.temperature
+        report["refresh"] = gaussian.family if chosen.precision is not None else "none"
+        report["precision"] = chosen.precision
+        report["tried"] = [vars(candidate) for candidate in tried]
+    elif config.temperature == "auto" and held_out is not None:
+        with torch.no_grad():
+            mu, var = head.moments(held_out.phi)  # pyright: ignore[reportCallIssue]
+        spread = var if isinstance(head, GaussianHead) else None
+        temperature, _ = fit_temperature(mu, spread, held_out.labels, held_out.mask)
+    else:
+        temperature = 1.0 if config.temperature == "none" else float(config.temperature)
+    head.fold_temperature(temperature)  # pyright: ignore[reportCallIssue]
+    report["temperature"] = temperature
+    return head, report
+
+
+def predict(
+    head: nn.Module, phi: Tensor, config: PredictConfig, mask: Tensor | None = None
+) -> Predictive:
+    """Return the predictive of features ``(B, D)``: a point for point heads, else averaged."""
+    with torch.no_grad():
+        mu, var = head.moments(phi)  # pyright: ignore[reportCallIssue]
+    if not isinstance(head, GaussianHead):
+        return predictive_at(mu, None, 1.0, mask)
+    samples = None if config.samples == "auto" else int(config.samples)
+    return Predictive.from_moments(mu, var, method=config.predictive, samples=samples, mask=mask)
+
+
+def _gaussian_around(head: nn.Module, fit: Features) -> GaussianHead:
+    """Return a Gaussian head with the same mean, its prior in the units of these features."""
+    weight: Tensor = head.weight.detach()  # pyright: ignore[reportAssignmentType]
+    gaussian = GaussianHead(in_features=weight.shape[1], num_classes=weight.shape[0])
+    gaussian.set_feature_energy(fit.phi)
+    with torch.no_grad():
+        gaussian.weight.copy_(weight)
+    return gaussian

@@ -1,0 +1,62 @@
+"""Metrics of probabilities, confidences and out-of-distribution scores.
+
+Pure functions that take tensors, NumPy arrays or lists of any float type, compute in float64 and
+return Python floats (or float64 tensors where one value per row is asked for).
+"""
+
+from bayestune.metrics.bootstrap import (
+    Interval,
+    PairedDifference,
+    bootstrap_interval,
+    mean_interval,
+    paired_difference,
+)
+from bayestune.metrics.calibration import (
+    Reliability,
+    adaptive_ece,
+    classwise_ece,
+    ece,
+    mce,
+    reliability,
+)
+from bayestune.metrics.classification import accuracy, brier, nll, top_label
+from bayestune.metrics.density import Density, density_score, fit_density
+from bayestune.metrics.ood import aupr, auroc, fpr_at_recall
+from bayestune.metrics.selective import (
+    RiskCoverage,
+    aurc,
+    coverage_at_risk,
+    e_aurc,
+    risk_at_coverage,
+    risk_coverage_curve,
+)
+
+__all__ = [
+    "Density",
+    "Interval",
+    "PairedDifference",
+    "Reliability",
+    "RiskCoverage",
+    "accuracy",
+    "adaptive_ece",
+    "aupr",
+    "aurc",
+    "auroc",
+    "bootstrap_interval",
+    "brier",
+    "classwise_ece",
+    "coverage_at_risk",
+    "density_score",
+    "e_aurc",
+    "ece",
+    "fit_density",
+    "fpr_at_recall",
+    "mce",
+    "mean_interval",
+    "nll",
+    "paired_difference",
+    "reliability",
+    "risk_at_coverage",
+    "risk_coverage_curve",
+    "top_label",
+]

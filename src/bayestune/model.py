@@ -1,0 +1,255 @@
+"""A model that knows when it does not know: backbone, tokeniser, head and how to read a task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import bayestune.peft  # noqa: F401 - registers POLAR with PEFT
+from bayestune import methods
+from bayestune.backbone import (
+    Backbone,
+    PrefixCache,
+    Reader,
+    Source,
+    load_base,
+    load_tokenizer,
+    pick_device,
+    pick_dtype,
+    replace_head,
+    resolve,
+)
+from bayestune.config import Recipe, nest, to_mapping
+from bayestune.data import Encoded, LabelSet, Task, encode, render
+from bayestune.errors import ConfigError, DataError
+from bayestune.methods import Method
+from bayestune.metrics import Density, density_score
+from bayestune.prediction import Prediction
+from bayestune.progress import Progress, silent
+
+Texts = str | Sequence[str] | Sequence[tuple[str, str]] | Sequence[Mapping[str, Any]] | Task
+
+
+class BayesModel:
+    """A language model with a posterior over its last layer (or adapters), ready to predict.
+
+    Attributes:
+        method: how it is trained and how it predicts.
+        recipe: everything it was built and trained with.
+        backbone: the adapted transformer with its bare pooled forward.
+        tokenizer: its tokeniser.
+        head: the distribution over the last layer.
+        task: kind, classes and columns of the task; without examples.
+        source: where the backbone came from.
+        density: class densities of training features; None before training.
+    """
+
+    def __init__(
+        self,
+        *,
+        method: Method,
+        recipe: Recipe,
+        backbone: Backbone,
+        tokenizer: Any,
+        head: nn.Module,
+        task: Task,
+        source: Source,
+        density: Density | None = None,
+    ) -> None:
+        self.method = method
+        self.recipe = recipe
+        self.backbone = backbone
+        self.tokenizer = tokenizer
+        self.head = head
+        self.task = task
+        self.source = source
+        self.density = density
+        self.notes: dict[str, Any] = {}
+
+    @property
+    def labels(self) -> LabelSet:
+        """The classes in order."""
+        return self.task.labels
+
+    def set_head(self, head: nn.Module) -> None:
+        """Take another head, here and where PEFT saves it."""
+        if head is not self.head:
+            replace_head(self.backbone, head)
+            self.head = head
+
+    def read(self, texts: Texts) -> Task:
+        """Return texts, pairs, rows or a task as examples of this model's task.
+
+        Raises:
+            DataError: if they are not of its kind.
+        """
+        if isinstance(texts, Task):
+            if texts.kind != self.task.kind:
+                raise DataError(f"The model reads {self.task.kind} tasks; this is {texts.kind}.")
+            return texts
+        items = [texts] if isinstance(texts, str) else list(texts)
+        if items and isinstance(items[0], Mapping):
+            return Task.from_rows(items, like=self.task, require_labels=False)  # pyright: ignore
+        return Task.from_texts(items, like=self.task)  # pyright: ignore[reportArgumentType]
+
+    def encode(self, task: Task) -> Encoded:
+        """Return the token ids of a task's prompts."""
+        decoder = self.backbone.decoder
+        prompts = [
+            render(example, self.recipe.prompt, decoder=decoder, tokenizer=self.tokenizer)
+            for example in task
+        ]
+        longest = getattr(self.tokenizer, "model_max_length", None) or self.recipe.prompt.max_length
+        length = min(self.recipe.prompt.max_length, longest)
+        return encode(self.tokenizer, prompts, length, decoder)
+
+    def reader(self, cache: PrefixCache | None = None) -> Reader:
+        """Return what feeds encoded texts to the backbone."""
+        pad = self.tokenizer.pad_token_id
+        return Reader(self.backbone, 0 if pad is None else pad, cache)
+
+    def mask(self, task: Task) -> Tensor | None:
+        """Return which classes exist for each example ``(N, K)``; None where all do."""
+        counts = task.choice_counts
+        if counts is None or all(count == len(self.labels) for count in counts):
+            return None
+        return torch.arange(len(self.labels)) < torch.tensor(counts)[:, None]  # (N, K)
+
+    def features(
+        self, texts: Texts, batch_size: int = 32, *, progress: Progress = silent
+    ) -> Tensor:
+        """Return pooled features, one backbone pass per text.
+
+        Args:
+            texts: N texts, pairs, rows or a task.
+            batch_size: texts in a pass; it does not change the result beyond rounding.
+            progress: how to report.
+
+        Returns:
+            Features ``(N, D)`` in fp32, on the CPU.
+        """
+        task = self.read(texts)
+        return self.reader().features(self.encode(task), batch_size, progress=progress)
+
+    def predict(
+        self, texts: Texts, batch_size: int = 32, *, progress: Progress = silent
+    ) -> Prediction:
+        """Predict with full uncertainty, one backbone pass per text.
+
+        Args:
+            texts: N texts, pairs, rows or a task.
+            batch_size: texts in a pass; it does not change the result beyond rounding.
+            progress: how to report.
+
+        Returns:
+            Labels, probabilities, entropies in nats and out-of-distribution scores.
+        """
+        task = self.read(texts)
+        phi = self.reader().features(self.encode(task), batch_size, progress=progress)
+        return self.predict_features(phi, self.mask(task))
+
+    def predict_features(self, phi: Tensor, mask: Tensor | None = None) -> Prediction:
+        """Predict from pooled features ``(N, D)``; see `predict`."""
+        if not len(phi):
+            phi = phi.reshape(0, self.head.in_features)  # pyright: ignore
+        device = next(self.head.parameters()).device
+        predictive = self.method.predict(
+            self.head,
+            phi.to(device),
+            self.recipe.predict,
+            mask if mask is None else mask.to(device),
+        )
+        score = None
+        if self.density is not None and len(phi):
+            score = density_score(self.density, phi).float()
+        return Prediction.of(predictive, self.labels.names, score)
+
+    def save(self, path: Any) -> None:
+        """Write the model as a PEFT adapter with its posterior beside it; see `bayestune.store`."""
+        from bayestune.store import save
+
+        save(self, path)
+
+    def __repr__(self) -> str:
+        return (
+            f"BayesModel(method={self.method.name!r}, base={self.source.name!r}, "
+            f"labels={len(self.labels)}, rank={self.recipe.adapter.rank})"
+        )
+
+
+def build(
+    method: str = "polar_vbll",
+    base: str | None = None,
+    labels: Task | LabelSet | Iterable[str] | None = None,
+    *,
+    config: Recipe | Mapping[str, Any] | None = None,
+    **overrides: Any,
+) -> BayesModel:
+    """Load a backbone, adapt it and give it the head of a method.
+
+    Args:
+        method: a name from ``bayestune methods``.
+        base: ``smollm2-135m``, a folder, a ``.gguf`` file or a Hub id.
+        labels: the classes in order: a task (whose kind and columns are taken too), its labels or
+            plain names.
+        config: a recipe, or nested values laid over the method's defaults.
+        **overrides: recipe keys by their short names (``rank=8``) or as sections
+            (``train={"lr": 1e-3}``).
+
+    Returns:
+        A model whose adapter changes nothing yet.
+
+    Raises:
+        ConfigError: for an unknown method or key, or labels that are none.
+        ModelError: if the backbone cannot be loaded or adapted.
+    """
+    layers: list[Mapping[str, Any]] = []
+    if isinstance(config, Recipe):
+        layers.append(to_mapping(config))
+    elif config is not None:
+        layers.append(config)
+    sections = {k: v for k, v in overrides.items() if isinstance(v, Mapping)}
+    layers += [sections, nest({k: v for k, v in overrides.items() if k not in sections})]
+    if base is not None:
+        layers.append({"model": base})
+    recipe = methods.recipe(method, *layers)
+    return assemble(recipe, _as_task(labels))
+
+
+def assemble(recipe: Recipe, task: Task) -> BayesModel:
+    """Build the model of a recipe for a task; see `build`."""
+    method = methods.get(recipe.method)
+    source = resolve(recipe.model, recipe.revision)
+    device = pick_device(recipe.device)
+    dtype = pick_dtype(recipe.dtype, device)
+    torch.manual_seed(recipe.seed)  # the adapter's starting point
+    tokenizer = load_tokenizer(source)
+    base = load_base(source, len(task.labels), device, dtype)
+    backbone, head = method.build(base, source, tokenizer, task, recipe)
+    return BayesModel(
+        method=method,
+        recipe=recipe,
+        backbone=backbone,
+        tokenizer=tokenizer,
+        head=head.to(device),
+        task=task.select([]),
+        source=source,
+    )
+
+
+def _as_task(labels: Task | LabelSet | Iterable[str] | None) -> Task:
+    if isinstance(labels, Task):
+        task = labels
+    else:
+        if labels is None or isinstance(labels, str):
+            raise ConfigError("build needs labels: a task, its labels or a list of class names.")
+        if not isinstance(labels, LabelSet):
+            names = [str(name) for name in labels]
+            labels = LabelSet(tuple(names), tuple(names))
+        task = Task("classification", (), labels)
+    if len(task.labels) < 2:
+        raise DataError(f"A classifier needs at least 2 classes; got {len(task.labels)}.")
+    return task

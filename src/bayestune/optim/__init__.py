@@ -1,0 +1,9 @@
+"""Optimisation: Riemannian Adam for Stiefel factors, AdamW for the rest, and their groups."""
+
+from __future__ import annotations
+
+from bayestune.optim.factory import build, for_trainer
+from bayestune.optim.groups import param_groups
+from bayestune.optim.stiefel_adam import StiefelAdam
+
+__all__ = ["StiefelAdam", "build", "for_trainer", "param_groups"]

@@ -1,0 +1,124 @@
+"""Sorting the parameters of a model into the groups that the optimiser treats differently."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from bayestune.errors import ConfigError, nearest
+from bayestune.optim.checks import MANIFOLDS
+
+
+def param_groups(
+    model: nn.Module,
+    lr: float,
+    *,
+    head_lr: float | None = None,
+    weight_decay: float = 0.0,
+    head_weight_decay: float = 0.0,
+    update: str = "retract",
+    penalty: float = 5e-3,
+) -> list[dict[str, Any]]:
+    """Sort the trainable parameters into ``stiefel``, ``euclidean`` and ``head`` groups.
+
+    A module says what it holds by class attributes. ``manifolds``, a mapping such as
+    ``{"polar_X": "stiefel"}``, names attributes (a parameter, or a container of parameters) that
+    live on a manifold. ``is_bayes_head = True`` sends all parameters of a module to the head's
+    groups; its method ``lr_factors()``, if there is one, returns factors on ``head_lr`` by
+    parameter name, and parameters of equal factor share a group.
+
+    Args:
+        model: any module, wrapped or not.
+        lr: step size of the Stiefel and Euclidean groups.
+        head_lr: step size of the heads; ``lr`` when omitted.
+        weight_decay: decoupled weight decay of the Euclidean group.
+        head_weight_decay: decoupled weight decay of the heads.
+        update: update of the Stiefel group, see :class:`~bayestune.optim.StiefelAdam`.
+        penalty: the landing field's λ for the Stiefel group.
+
+    Returns:
+        Groups with a ``name`` each (``"stiefel"``, ``"euclidean"``, ``"head"``, and
+        ``"head*<factor>"`` where a factor is not 1), no parameter twice, none empty.
+
+    Raises:
+        ConfigError: nothing is trainable, or a module declares what it does not have.
+    """
+    head_lr = lr if head_lr is None else head_lr
+    head: dict[float, list[nn.Parameter]] = defaultdict(list)
+    stiefel: list[nn.Parameter] = []
+    euclidean: list[nn.Parameter] = []
+    seen: set[int] = set()
+
+    def claim(parameter: nn.Parameter, group: list[nn.Parameter]) -> None:
+        if parameter.requires_grad and id(parameter) not in seen:
+            seen.add(id(parameter))
+            group.append(parameter)
+
+    # Heads first: a head owns its parameters whatever else they are reached by.
+    for module in model.modules():
+        # A frozen head (PEFT keeps the original beside the trained copy) was never measured.
+        if getattr(type(module), "is_bayes_head", False) and any(
+            p.requires_grad for p in module.parameters()
+        ):
+            for factor, parameter in _head_parameters(module):
+                claim(parameter, head[factor])
+    for module in model.modules():
+        for parameter in _stiefel_parameters(module):
+            claim(parameter, stiefel)
+    for parameter in model.parameters():
+        claim(parameter, euclidean)
+
+    manifold = {"manifold": "stiefel", "update": update, "penalty": penalty}
+    groups: list[dict[str, Any]] = [
+        {"name": "stiefel", "params": stiefel, "lr": lr, "weight_decay": 0.0, **manifold},
+        {"name": "euclidean", "params": euclidean, "lr": lr, "weight_decay": weight_decay},
+    ]
+    for factor, parameters in sorted(head.items(), reverse=True):
+        name = "head" if factor == 1 else f"head*{factor:g}"
+        decay = {"lr": head_lr * factor, "weight_decay": head_weight_decay}
+        groups.append({"name": name, "params": parameters, **decay})
+    groups = [group for group in groups if group["params"]]
+    if not groups:
+        raise ConfigError(
+            f"the model ({type(model).__name__}) has no trainable parameter; add an adapter or a "
+            "head, or set requires_grad on what should be trained"
+        )
+    return groups
+
+
+def _stiefel_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
+    # Read from the class: wrappers forward unknown attributes of an instance to what they wrap.
+    for name, manifold in (getattr(type(module), "manifolds", None) or {}).items():
+        where = f"{type(module).__name__}.manifolds[{name!r}]"
+        if manifold not in MANIFOLDS:
+            raise ConfigError(f"{where} is {manifold!r}.{nearest(manifold, MANIFOLDS)}")
+        held = getattr(module, name, None)
+        if not isinstance(held, (nn.Parameter, nn.Module)):
+            raise ConfigError(
+                f"{where} names an attribute that is {type(held).__name__}; a Parameter or a "
+                "module of parameters (ParameterDict) was expected"
+            )
+        if manifold == "stiefel":
+            yield from [held] if isinstance(held, nn.Parameter) else held.parameters()
+
+
+def _head_parameters(module: nn.Module) -> Iterator[tuple[float, nn.Parameter]]:
+    factors = module.lr_factors() if hasattr(type(module), "lr_factors") else {}  # type: ignore[operator]
+    named = dict(module.named_parameters())
+    for name, factor in factors.items():
+        if name not in named:
+            raise ConfigError(
+                f"{type(module).__name__}.lr_factors() names {name!r}, which is not one of its "
+                f"parameters.{nearest(name, named)}"
+            )
+        if not (math.isfinite(factor) and factor > 0):
+            raise ConfigError(
+                f"{type(module).__name__}.lr_factors()[{name!r}] is {factor!r}; a positive "
+                "number was expected"
+            )
+    for name, parameter in named.items():
+        yield float(factors.get(name, 1.0)), parameter

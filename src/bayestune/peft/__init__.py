@@ -1,0 +1,28 @@
+"""PoLAR as a PEFT method: importing this package registers it with PEFT."""
+
+from __future__ import annotations
+
+from bayestune.peft.additive import AdditiveLinear
+from bayestune.peft.config import PolarConfig
+from bayestune.peft.export import export_lora
+from bayestune.peft.layer import PolarLinear
+from bayestune.peft.model import PolarModel
+from bayestune.peft.register import MethodKey, method_key, register
+from bayestune.peft.report import AdapterRow, adapter_report
+from bayestune.peft.tuner import LinearTuner
+
+__all__ = [
+    "AdapterRow",
+    "AdditiveLinear",
+    "LinearTuner",
+    "MethodKey",
+    "PolarConfig",
+    "PolarLinear",
+    "PolarModel",
+    "adapter_report",
+    "export_lora",
+    "method_key",
+    "register",
+]
+
+register("POLAR", PolarConfig, PolarModel)

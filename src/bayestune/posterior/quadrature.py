@@ -1,0 +1,170 @@
+"""Expected softmax and entropy of independent Gaussian logits by one-dimensional quadrature.
+
+A softmax draw is the winner of a race: argmax_k x_k with x_k = z_k + g_k and g_k standard Gumbel.
+With F_k and f_k the distribution and density of x_k, and the density weighted by its Gumbel part,
+
+    f^g_k(x) = E[g_k δ(x − x_k)]
+
+the race gives, without a K-dimensional integral,
+
+    E softmax(z)_k  = ∫ f_k(x) Π_{j≠k} F_j(x) dx
+    E H(softmax(z)) = Σ_k ∫ f^g_k(x) Π_{j≠k} F_j(x) dx − γ
+
+because the Gumbel part of the winner, given z, has mean γ + log Σ exp z − z_k. The second line is a
+function of differences of logits alone, so nothing cancels when logits are large. All integrals
+are trapezoid sums of step ½, which converge exponentially for such smooth integrands.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bayestune.errors import NumericsError
+
+_EULER_GAMMA = 0.57721566490153286
+_STEP = 0.5
+_BLOCK = 32  # grid nodes per block: the number of blocks is the only thing that varies by row
+_REACH = 6.0  # standard deviations beyond which a Gaussian is ignored
+_TAIL = 20.0  # how far above the best logit the grid of the winner ends: e⁻²⁰
+_GUMBEL = 40.0  # Gumbels above this are ignored: probabilities are relatively right down to e⁻⁴⁰
+_NARROW = 0.6  # below this deviation integrate over z, above it over g: both are accurate there
+_HERMITE = np.polynomial.hermite_e.hermegauss(12)
+_ELEMENTS = 2**18  # classes × nodes handled at once
+
+
+def expected_softmax(mu: Tensor, var: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return E softmax(z) and E H(softmax(z)) for independent z_k ~ N(μ_k, v_k).
+
+    Deterministic, differentiable, and for each row independent of the others. Whatever the
+    variance, up to 1,000 classes, probabilities err by less than 1e-7 and entropies by less than
+    1e-6 in float64, by 3e-7 and 1e-5 in float32.
+
+    Args:
+        mu: logit means, ``(B, K)``.
+        var: logit variances, ``(B, K)``.
+        mask: which classes exist for a row, bool ``(B, K)``.
+
+    Returns:
+        Probabilities ``(B, K)`` and expected entropy in nats ``(B,)``.
+
+    Raises:
+        NumericsError: the probabilities do not sum to one within 1e-3.
+    """
+    std = var.clamp_min(torch.finfo(var.dtype).tiny).sqrt()
+    present = mu if mask is None else mu.masked_fill(~mask, -torch.inf)
+    low = (present - _REACH * std).amax(-1) - 4
+    high = (present + _REACH * std).amax(-1) + _TAIL + math.log(mu.shape[1])
+    blocks = ((high - low) / (_STEP * _BLOCK)).ceil().long()
+    probs, entropy = torch.empty_like(mu), torch.empty_like(low)
+    for count in blocks.unique().tolist():
+        rows = (blocks == count).nonzero().squeeze(-1)
+        for part in rows.split(max(1, _ELEMENTS // (mu.shape[1] * _BLOCK * count))):
+            offset = mu[part] - low[part, None]
+            exists = None if mask is None else mask[part]
+            probs[part], entropy[part] = _race(offset, std[part], exists, count)
+    return probs, entropy
+
+
+def expected_sigmoid(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+    """Return E σ(d) and E H(σ(d)) for one Gaussian logit difference d ~ N(m, v).
+
+    For two classes this is the whole predictive, however their logits correlate.
+
+    Args:
+        mean: means of the difference, ``(B,)``.
+        var: variances of the difference, ``(B,)``.
+
+    Returns:
+        Probabilities σ(d) and expected entropies in nats, each ``(B,)``.
+    """
+    std = var.clamp_min(torch.finfo(var.dtype).tiny).sqrt().unsqueeze(-1)
+    mean = mean.unsqueeze(-1)
+
+    nodes, weights = (torch.as_tensor(a).to(mean) for a in _HERMITE)
+    d = mean + std.clamp_max(_NARROW) * nodes  # (B, Q)
+    weights = weights / weights.sum()
+    narrow = d.sigmoid() @ weights, _bernoulli_entropy(d) @ weights
+
+    t = torch.arange(-_GUMBEL, _GUMBEL + _STEP, _STEP, dtype=mean.dtype, device=mean.device)
+    wide_std = std.clamp_min(_NARROW)
+    d = (mean - t) / wide_std  # (B, T)
+    logistic = _STEP * t.sigmoid() * (-t).sigmoid()
+    wide = (
+        torch.special.ndtr(d) @ logistic,
+        _STEP * (_normal_density(d) / wide_std) @ _bernoulli_entropy(t),
+    )
+
+    is_narrow = std.squeeze(-1) < _NARROW
+    return torch.where(is_narrow, narrow[0], wide[0]), torch.where(is_narrow, narrow[1], wide[1])
+
+
+def _race(offset: Tensor, std: Tensor, mask: Tensor | None, blocks: int) -> tuple[Tensor, Tensor]:
+    """Integrate the race on the grid 0, ½, 1, … for means ``offset`` above its lower end."""
+    narrow = std < _NARROW
+    curves = offset.new_empty(3, *offset.shape, blocks * _BLOCK)  # (3, B, K, G)
+    curves[:, narrow] = _over_logits(offset[narrow], std[narrow], blocks)
+    curves[:, ~narrow] = _over_gumbels(offset[~narrow], std[~narrow], blocks)
+    F, f, f_gumbel = curves
+    log_F = F.clamp_min(torch.finfo(F.dtype).tiny).log()
+    if mask is not None:
+        log_F = log_F.masked_fill(~mask.unsqueeze(-1), 0)
+        f = f.masked_fill(~mask.unsqueeze(-1), 0)
+        f_gumbel = f_gumbel.masked_fill(~mask.unsqueeze(-1), 0)
+    others = (log_F.sum(1, keepdim=True) - log_F).exp()  # (B, K, G)
+    probs = _STEP * (f * others).sum(-1)
+    total = probs.sum(-1)
+    if ((total - 1).abs() > 1e-3).any():
+        raise NumericsError(
+            f"Exact prediction lost mass: probabilities sum to {float(total.detach().min()):.4g} … "
+            f"{float(total.detach().max()):.4g}. Check the logit moments, or use method='sample'."
+        )
+    entropy = _STEP * (f_gumbel * others).sum((1, 2)) / total - _EULER_GAMMA
+    return probs / total.unsqueeze(-1), entropy
+
+
+def _over_logits(mu: Tensor, std: Tensor, blocks: int) -> Tensor:
+    """Return F, f and f^g ``(3, n, G)`` by Gauss-Hermite over z: for narrow Gaussians."""
+    x = _STEP * torch.arange(blocks * _BLOCK, dtype=mu.dtype, device=mu.device)
+    F = f = f_gumbel = mu.new_zeros(len(mu), len(x))
+    total = float(_HERMITE[1].sum())
+    for node, weight in zip(*_HERMITE, strict=True):
+        g = x - (mu + std * float(node)).unsqueeze(-1)
+        rate = (-g.clamp_min(-30)).exp()
+        cdf = float(weight) / total * (-rate).exp()
+        density = rate * cdf
+        F, f, f_gumbel = F + cdf, f + density, f_gumbel + g * density
+    return torch.stack([F, f, f_gumbel])
+
+
+def _over_gumbels(mu: Tensor, std: Tensor, blocks: int) -> Tensor:
+    """Return F, f and f^g ``(3, n, G)`` by a trapezoid sum over g: for wide Gaussians.
+
+    Gumbel nodes sit on the grid of x, so that the normal curves are evaluated once and the sum over
+    g is a convolution: block by block a product with one small Toeplitz matrix.
+    """
+    reach, floor = round(_GUMBEL / _STEP), 8  # nodes of g above and below zero
+    width = _BLOCK + reach + floor - 1
+    node = torch.arange(width, dtype=mu.dtype, device=mu.device)
+    g = _STEP * (reach + node[:_BLOCK] - node.unsqueeze(-1))  # (width, BLOCK)
+    gumbel = _STEP * (-g - (-g).exp()).exp()
+
+    y = _STEP * torch.arange(-reach, blocks * _BLOCK + floor - 1, dtype=mu.dtype, device=mu.device)
+    d = (y - mu.unsqueeze(-1)) / std.unsqueeze(-1)  # (n, G + reach + floor − 1)
+    # Overlapping windows, copied: one matrix product is far faster than a strided batch of them.
+    cumulative = torch.special.ndtr(d).unfold(-1, width, _BLOCK).reshape(-1, width)
+    normal = (_normal_density(d) / std.unsqueeze(-1)).unfold(-1, width, _BLOCK).reshape(-1, width)
+    curves = [cumulative @ gumbel, normal @ gumbel, normal @ (g * gumbel)]  # (n·blocks, BLOCK)
+    return torch.stack(curves).reshape(3, len(mu), blocks * _BLOCK)
+
+
+def _normal_density(d: Tensor) -> Tensor:
+    return (-0.5 * d.square()).exp() / math.sqrt(2 * math.pi)
+
+
+def _bernoulli_entropy(logit: Tensor) -> Tensor:
+    size = logit.abs()
+    return torch.nn.functional.softplus(-size) + size * (-size).sigmoid()

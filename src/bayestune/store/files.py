@@ -1,0 +1,114 @@
+"""Writing files and folders so that a reader sees the old or the new one, never half of one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bayestune.errors import StoreError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically.
+
+    Raises:
+        StoreError: if the disk is full or the place cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise StoreError(f"{path} could not be written: {error.strerror or error}.") from error
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON atomically; see `write_text`."""
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        StoreError: if the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StoreError(f"{path} is missing.") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise StoreError(f"{path} is damaged: {error}.") from error
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder that takes the place of ``path`` when the block ends without error.
+
+    Raises:
+        StoreError: if the disk is full or the place cannot be written; ``path`` stays as it was.
+    """
+    staging: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        yield staging
+        for file in staging.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as stream:
+                    os.fsync(stream.fileno())
+        old = staging.with_name(staging.name + ".old")
+        if path.exists():
+            path.replace(old)
+        staging.replace(path)
+        shutil.rmtree(old, ignore_errors=True)
+    except StoreError:
+        raise
+    except OSError as error:
+        raise StoreError(f"{path} could not be written: {error.strerror or error}.") from error
+    finally:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def checksum(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def verify(folder: Path, checksums: Mapping[str, str]) -> None:
+    """Compare the files of a folder with their recorded checksums.
+
+    Raises:
+        StoreError: naming the file that is missing or differs.
+    """
+    for name, expected in checksums.items():
+        path = folder / name
+        if Path(name).name != name:
+            raise StoreError(f"{folder} names a file outside itself: {name!r}.")
+        if not path.is_file():
+            raise StoreError(f"{path} is missing; the model is incomplete.")
+        if checksum(path) != expected:
+            raise StoreError(
+                f"{path} is damaged or was changed: its checksum is not the recorded one. Copy it "
+                "again from where it was trained."
+            )

@@ -1,0 +1,8 @@
+"""Training: any method, through its small contract."""
+
+from __future__ import annotations
+
+from bayestune.training.fit import fit
+from bayestune.training.run import Run
+
+__all__ = ["Run", "fit"]

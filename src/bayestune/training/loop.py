@@ -1,0 +1,192 @@
+"""The training loop: alternating optimisation of one evidence lower bound.
+
+    L(φ, η) = mean NLL bound + κ/N · KL(q_η ‖ p)
+
+Each step runs the backbone once. The posterior η is updated on the features as they are (detached);
+then the adapter φ is updated against the new posterior, through the same pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bayestune.backbone import Reader
+from bayestune.config import TrainConfig
+from bayestune.data import length_grouped_batches
+from bayestune.errors import NumericsError
+from bayestune.methods import Method
+from bayestune.optim import StiefelAdam, param_groups
+from bayestune.progress import Advance
+from bayestune.training.rows import Rows
+
+
+@dataclass
+class Meter:
+    """Running means of one epoch."""
+
+    nll: float = 0.0
+    kl: float = 0.0
+    norm: float = 0.0
+    examples: int = 0
+    steps: int = 0
+
+    def add(self, nll: float, kl: float, norm: float, examples: int) -> None:
+        """Count one step; the NLL weighs by its examples, so that a short batch counts less."""
+        self.nll += nll * examples
+        self.kl += kl
+        self.norm += norm
+        self.examples += examples
+        self.steps += 1
+
+    def means(self) -> dict[str, float]:
+        """Return the epoch's means."""
+        steps = max(self.steps, 1)
+        return {
+            "train_nll": self.nll / max(self.examples, 1),
+            "kl": self.kl / steps,
+            "grad_norm": self.norm / steps,
+        }
+
+
+@dataclass
+class Loop:
+    """One optimisation of a model's adapter and head.
+
+    Attributes:
+        method: gives the two terms of the objective.
+        reader: feeds the backbone.
+        head: the distribution over the last layer.
+        rows: the training rows.
+        config: rates, schedule, clipping.
+        kappa: κ.
+        seed: of the order of batches.
+        epochs: how many epochs the schedule spans.
+    """
+
+    method: Method
+    reader: Reader
+    head: nn.Module
+    rows: Rows
+    config: TrainConfig
+    kappa: float
+    seed: int
+    epochs: int
+    step: int = 0
+    epoch: int = 0
+    adapter: StiefelAdam = field(init=False)
+    posterior: StiefelAdam = field(init=False)
+
+    def __post_init__(self) -> None:
+        config = self.config
+        groups = param_groups(
+            nn.ModuleList([self.reader.backbone, self.head]),
+            lr=config.lr,
+            head_lr=config.head_lr,
+            weight_decay=config.weight_decay,
+        )
+        of_head = [g for g in groups if g["name"].startswith("head")]
+        of_adapter = [g for g in groups if not g["name"].startswith("head")]
+        for group in groups:
+            group["peak"] = group["lr"]
+        self.adapter = StiefelAdam(of_adapter)
+        self.posterior = StiefelAdam(of_head)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The number of batches of an epoch."""
+        return math.ceil(len(self.rows) / self.config.batch_size)
+
+    @property
+    def total_steps(self) -> int:
+        """The number of steps of the whole schedule."""
+        return self.epochs * self.steps_per_epoch
+
+    def rate(self, step: int) -> float:
+        """Return the share of the peak rate at a step: a linear rise, then a linear fall."""
+        warm = max(1, round(self.config.warmup * self.total_steps))
+        if step < warm:
+            return (step + 1) / warm
+        return max(0.0, (self.total_steps - step) / max(1, self.total_steps - warm))
+
+    def batches(self) -> Iterator[list[int]]:
+        """Yield the batches of the current epoch that are still to come."""
+        batches = length_grouped_batches(
+            self.rows.encoded.lengths, self.config.batch_size, seed=self.seed, epoch=self.epoch
+        )
+        yield from batches[self.step - self.epoch * len(batches) :]
+
+    def run_epoch(
+        self, advance: Advance, after_step: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
+        """Train to the end of the current epoch.
+
+        Args:
+            advance: progress, by examples.
+            after_step: called when a step is complete.
+
+        Returns:
+            Means over the steps that were run.
+
+        Raises:
+            NumericsError: if the objective is not finite.
+        """
+        self.reader.backbone.train(True)
+        meter = Meter()
+        for batch in self.batches():
+            terms = self.run_step(batch)
+            meter.add(*terms, len(batch))
+            advance(len(batch), f"nll {meter.means()['train_nll']:.3f}")
+            after_step()
+        self.reader.backbone.train(False)
+        self.head.update_prior()  # pyright: ignore[reportCallIssue]
+        self.epoch += 1
+        return meter.means()
+
+    def run_step(self, batch: list[int]) -> tuple[float, float, float]:
+        """Take one step; return the NLL term, the KL and the norm of the adapter's gradient."""
+        rate = self.rate(self.step)
+        for optimizer in (self.adapter, self.posterior):
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * rate
+        phi = self.reader.batch(self.rows.encoded, batch)  # (B, D)
+        scale = self.kappa / len(self.rows)
+        if self.config.schedule == "alternate":
+            still = self.rows.batch(phi.detach(), batch)
+            for _ in range(self.config.head_steps):
+                terms = self.method.loss(self.head, still)
+                self._descend(terms.nll + scale * terms.kl, batch)
+                self.posterior.step()
+                self.posterior.zero_grad()
+        terms = self.method.loss(self.head, self.rows.batch(phi, batch))
+        self._descend(terms.nll + scale * terms.kl, batch)
+        norm = self._clip()
+        self.adapter.step()
+        if self.config.schedule == "joint":
+            self.posterior.step()
+        self.adapter.zero_grad()
+        self.posterior.zero_grad()
+        self.step += 1
+        return float(terms.nll), float(terms.kl), norm
+
+    def _descend(self, loss: Tensor, batch: list[int]) -> None:
+        if not torch.isfinite(loss):
+            raise NumericsError(
+                f"The loss is {float(loss)} at step {self.step} (rows {batch[:8]}); lower train.lr "
+                "or train.head_lr."
+            )
+        loss.backward()
+
+    def _clip(self) -> float:
+        parameters = [p for g in self.adapter.param_groups for p in g["params"]]
+        limit = self.config.clip or math.inf
+        return float(torch.nn.utils.clip_grad_norm_(parameters, limit, error_if_nonfinite=True))
+
+    def state(self) -> dict[str, Any]:
+        """Return the positions of the schedule, JSON-ready."""
+        return {"step": self.step, "epoch": self.epoch, "kappa": self.kappa}

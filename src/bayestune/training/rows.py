@@ -1,0 +1,100 @@
+"""A task made ready for training: token ids, labels, masks and class weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bayestune.data import Encoded, LabelSet, Task
+from bayestune.errors import ConfigError, DataError
+from bayestune.finalize import Features
+from bayestune.model import BayesModel
+
+
+@dataclass(frozen=True)
+class Rows:
+    """N encoded examples.
+
+    Attributes:
+        encoded: token ids.
+        labels: class indices ``(N,)``.
+        mask: which classes exist ``(N, K)``; None where all do.
+        weights: sample weights of mean one ``(N,)``; None for ones.
+    """
+
+    encoded: Encoded
+    labels: Tensor
+    mask: Tensor | None
+    weights: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.encoded.ids)
+
+    def batch(self, phi: Tensor, rows: Sequence[int]) -> Features:
+        """Return the features of some rows with their labels, on the features' device."""
+        index = torch.tensor(rows)
+
+        def pick(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[index].to(phi.device)
+
+        labels = self.labels[index].to(phi.device)
+        return Features(phi, labels, pick(self.mask), pick(self.weights))
+
+    def features(self, phi: Tensor) -> Features:
+        """Return the features of all rows with their labels."""
+        return Features(phi, self.labels, self.mask, self.weights)
+
+
+def prepare(model: BayesModel, task: Task, class_weights: str = "none") -> Rows:
+    """Encode a labelled task for a model.
+
+    Raises:
+        DataError: if a row has no label or the task is not the model's.
+        ConfigError: if class weights name a class that is not there.
+    """
+    if tuple(task.labels.names) != tuple(model.labels.names):
+        raise DataError(
+            f"The data has the classes {list(task.labels)[:8]}, the model has "
+            f"{list(model.labels)[:8]}; "
+            "read it with like=train (or build the model with labels=train.labels)."
+        )
+    labels = torch.tensor(task.targets, dtype=torch.int64)
+    if (labels < 0).any():
+        bad = task.examples[int((labels < 0).nonzero()[0])]
+        raise DataError(f"{task.source}: the row with id {bad.id!r} has no label to train on.")
+    encoded = model.encode(model.read(task))
+    weights = sample_weights(class_weights, task.labels, labels)
+    return Rows(encoded, labels, model.mask(task), weights)
+
+
+def sample_weights(spec: str, names: LabelSet, labels: Tensor) -> Tensor | None:
+    """Return a weight per row, of mean one over the rows.
+
+    Args:
+        spec: ``none``, ``balanced`` (N / (K · count)) or ``name=weight,name=weight`` (others 1).
+        names: the classes.
+        labels: class indices ``(N,)``.
+
+    Raises:
+        ConfigError: if the specification names no class or a weight that is not positive.
+    """
+    if spec == "none":
+        return None
+    counts = torch.bincount(labels, minlength=len(names)).double()
+    if spec == "balanced":
+        per_class = labels.numel() / (len(names) * counts.clamp_min(1))
+    else:
+        per_class = torch.ones(len(names), dtype=torch.float64)
+        for pair in spec.split(","):
+            name, equals, value = pair.rpartition("=")
+            try:
+                per_class[names.index(name.strip())] = weight = float(value)
+            except (ValueError, DataError) as error:
+                raise ConfigError(f"train.class_weights: {pair.strip()!r}: {error}") from error
+            if not equals or not weight > 0:
+                raise ConfigError(f"train.class_weights: {pair.strip()!r} is not name=weight.")
+    rows = per_class[labels]
+    return (rows / rows.mean()).float()

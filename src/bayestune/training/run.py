@@ -1,0 +1,102 @@
+"""The record of a run: its folder, its history and what was chosen."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bayestune.config import Recipe, to_mapping
+from bayestune.errors import StoreError
+from bayestune.store.files import write_json, write_text
+from bayestune.version import __version__
+
+
+@dataclass(frozen=True)
+class Run:
+    """What `fit` did.
+
+    Attributes:
+        out: the run's folder; None where nothing was written.
+        recipe: everything that determined it, choices included.
+        history: one row of numbers per epoch.
+        chosen: KL weight, refresh precision, temperature and the epoch that was kept.
+        seconds: wall time.
+    """
+
+    out: Path | None
+    recipe: Recipe
+    history: list[dict[str, Any]] = field(repr=False)
+    chosen: dict[str, Any]
+    seconds: float
+
+
+class Journal:
+    """Writes a run's folder: recipe, environment and one line of metrics per epoch.
+
+    Args:
+        out: the folder; None writes nothing.
+    """
+
+    def __init__(self, out: Path | None) -> None:
+        self.out = out
+
+    def open(self, recipe: Recipe, facts: Mapping[str, Any], *, fresh: bool) -> None:
+        """Create the folder, or continue in it.
+
+        Raises:
+            StoreError: if a fresh run is asked for where one lies already.
+        """
+        if self.out is None:
+            return
+        if fresh and any((self.out / name).exists() for name in ("model", "checkpoint")):
+            raise StoreError(
+                f"{self.out} already holds a run; give another folder, --resume to continue it or "
+                "--overwrite to replace it."
+            )
+        write_text(self.out / "recipe.yaml", yaml.safe_dump(to_mapping(recipe), sort_keys=False))
+        write_json(self.out / "env.json", {**environment(), **facts})
+        if fresh:
+            write_text(self.out / "metrics.jsonl", "")
+
+    def line(self, row: Mapping[str, Any]) -> None:
+        """Append one row of numbers to ``metrics.jsonl``."""
+        if self.out is None:
+            return
+        try:
+            with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise StoreError(
+                f"{self.out / 'metrics.jsonl'} could not be written: {error}"
+            ) from error
+
+    def truncate(self, rows: list[dict[str, Any]]) -> None:
+        """Write the rows anew: those of a checkpoint, without what followed it."""
+        if self.out is not None:
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            write_text(self.out / "metrics.jsonl", text)
+
+
+def environment() -> dict[str, Any]:
+    """Return versions and machine, for the record."""
+    import peft
+    import torch
+    import transformers
+
+    return {
+        "bayestune": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "peft": peft.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import distributions
+
+from bayestune.errors import ConfigError, ModelError, NumericsError, StoreError
+from bayestune.head import GaussianHead
+from bayestune.posterior import Predictive, bounds, laplace
+
+K, D, B = 3, 5, 8
+
+
+def features(n: int = B, scale: float = 1.0, seed: int = 0) -> torch.Tensor:
+    g = torch.Generator().manual_seed(seed)
+    return scale * torch.randn(n, D, generator=g, dtype=torch.float64)
+
+
+def trained(family: str = "diagonal", **options) -> GaussianHead:
+    """A head with arbitrary means and spreads, in float64."""
+    g = torch.Generator().manual_seed(1)
+    head = GaussianHead(in_features=D, num_classes=K, feature_energy=7.0, **options).double()
+    with torch.no_grad():
+        head.weight.copy_(torch.randn(K, D, generator=g, dtype=torch.float64))
+        head.log_scale.copy_(torch.randn(K, D, generator=g, dtype=torch.float64) - 1)
+        if family == "dense":
+            head.set_dense(torch.randn(K, D, D, generator=g, dtype=torch.float64) / 2)
+    return head
+
+
+families = pytest.mark.parametrize("family", ["diagonal", "dense"])
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 150])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 50.0])
+def test_scales_mean_the_same_whatever_the_features(num_classes, scale):
+    h = features(4000, scale)
+    head = GaussianHead(in_features=D, num_classes=num_classes, prior_scale=3.0, init_scale=0.2)
+    head.set_feature_energy(h)
+    energy = h.square().sum(-1).mean()
+    torch.testing.assert_close(head.feature_energy.double(), energy, rtol=1e-6, atol=0)
+    _, initial = head.moments(h)
+    assert math.isclose(initial.mean().detach(), 0.2**2, rel_tol=1e-5)
+    prior = head.log_prior_variance.exp() * energy
+    assert math.isclose(prior, 2 * 3.0 * max(1, math.log(num_classes)), rel_tol=1e-5)
+    factor = head.lr_factors()
+    assert factor["log_scale"] == 1.0
+    # A step of one learning rate on unit features moves the logits as the scaled one does here.
+    unit = h * (D / energy).sqrt()
+    step = torch.full((D,), 0.01, dtype=torch.float64)
+    torch.testing.assert_close(h @ step * factor["weight"], unit @ step, rtol=1e-6, atol=1e-9)
+
+
+def test_a_new_head_predicts_nothing_yet():
+    head = GaussianHead(in_features=D, num_classes=K, feature_energy=5.0)
+    assert torch.equal(head(features()), torch.zeros(B, K))
+    p = Predictive.from_moments(*head.moments(features()), method="exact")
+    torch.testing.assert_close(p.probs, torch.full((B, K), 1 / 3), atol=1e-5, rtol=0)
+
+
+def test_pretrained_rows_are_start_and_centre():
+    rows = torch.randn(K, D, generator=torch.Generator().manual_seed(0)).bfloat16()
+    head = GaussianHead(
+        in_features=D, num_classes=K, prior="pretrained", rows=rows, feature_energy=5.0
+    )
+    assert torch.equal(head.weight, rows.float())
+    assert torch.equal(head.prior_mean, rows.float())
+    assert head.weight.data_ptr() != head.prior_mean.data_ptr()
+    plain = GaussianHead(in_features=D, num_classes=K, feature_energy=5.0)
+    torch.testing.assert_close(head.kl(), plain.kl())  # the distance to the centre is zero in both
+
+
+@families
+def test_kl_equals_torch_distributions(family):
+    head = trained(family, prior="pretrained", rows=torch.ones(K, D))
+    S = (
+        head.factor @ head.factor.mT
+        if family == "dense"
+        else torch.diag_embed(head.log_scale.exp() ** 2)
+    )
+    q = distributions.MultivariateNormal(head.weight, S)
+    P = head.log_prior_variance.exp() * torch.eye(D, dtype=torch.float64).expand(K, D, D)
+    p = distributions.MultivariateNormal(head.prior_mean, P)
+    torch.testing.assert_close(head.kl(), distributions.kl_divergence(q, p).sum())
+
+
+@families
+def test_moments_are_those_of_sampled_weights(family):
+    head, h = trained(family), features()
+    g = torch.Generator().manual_seed(3)
+    mu, var = head.moments(h)
+    torch.testing.assert_close(mu, head(h))
+    noise = torch.randn(40_000, K, D, generator=g, dtype=torch.float64)
+    if family == "dense":
+        noise = torch.einsum("kij,skj->ski", head.factor, noise)
+    else:
+        noise = head.log_scale.exp() * noise
+    z = torch.einsum("skd,bd->sbk", head.weight + noise, h)
+    assert ((z.mean(0) - mu).abs() < 4.5 * (var / 40_000).sqrt()).all()
+    assert ((z.var(0) / var - 1).abs() < 4.5 * (2 / 40_000) ** 0.5).all()
+
+
+def test_bound_is_jensen_with_mask_and_weights():
+    head, h = trained(), features()
+    labels = torch.arange(B) % 2
+    mask = torch.tensor([True, True, False]).expand(B, K)
+    weights = torch.linspace(0.5, 2, B, dtype=torch.float64)
+    expected = weights * bounds.jensen(*head.moments(h), labels, mask)
+    torch.testing.assert_close(head.bound(h, labels, mask, weights), expected)
+    torch.testing.assert_close(head.bound(h, labels), bounds.jensen(*head.moments(h), labels))
+
+
+def test_sequence_features_work_as_in_a_stock_forward():
+    head, h = trained(), features(6).reshape(2, 3, D)
+    assert head(h).shape == (2, 3, K)
+    torch.testing.assert_close(head.moments(h)[1].reshape(6, K), head.moments(h.reshape(6, D))[1])
+
+
+def test_everything_stays_in_full_precision_under_autocast():
+    head = trained().float()
+    h = features().float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mu, var = head.moments(h)
+        logits, kl = head(h), head.kl()
+    assert {t.dtype for t in (mu, var, logits, kl)} == {torch.float32}
+    torch.testing.assert_close(logits, h @ head.weight.T)
+    assert head(h.bfloat16()).dtype == torch.float32
+
+
+@families
+@pytest.mark.parametrize("temperature", [0.4, 2.5])
+def test_fold_temperature_is_exact(family, temperature):
+    head, h = trained(family, prior="pretrained", rows=torch.ones(K, D)), features()
+    mu, var = head.moments(h)
+    kl = head.kl()
+    prior = head.prior_mean / head.log_prior_variance.mul(0.5).exp()
+    tempered = Predictive.from_moments(mu / temperature, var / temperature**2)
+    head.fold_temperature(temperature)
+    folded = Predictive.from_moments(*head.moments(h))
+    torch.testing.assert_close(folded.probs, tempered.probs, rtol=0, atol=1e-13)
+    torch.testing.assert_close(folded.epistemic, tempered.epistemic, rtol=0, atol=1e-13)
+    torch.testing.assert_close(head.kl(), kl)
+    torch.testing.assert_close(head.prior_mean / head.log_prior_variance.mul(0.5).exp(), prior)
+
+
+@families
+def test_update_prior_maximises_the_elbo_when_asked(family):
+    head = trained(family, learn_prior=True)
+    head.update_prior()
+    best, kl = head.log_prior_variance.clone(), head.kl()
+    for shift in (-0.1, 0.1):
+        head.log_prior_variance.copy_(best + shift)
+        assert head.kl() > kl
+    fixed = trained(family)
+    before = fixed.log_prior_variance.clone()
+    fixed.update_prior()
+    assert torch.equal(fixed.log_prior_variance, before)
+
+
+def test_a_laplace_refresh_replaces_the_covariance():
+    head, h = trained(), features(40)
+    probs = head(h).softmax(-1).detach()
+    blocks = laplace.block_curvature(h, probs)
+    tau = float(1 / head.log_prior_variance.exp())
+    head.set_dense(laplace.refresh_block(blocks, tau))
+    assert head.family == "dense"
+    expected = laplace.BlockSpectrum.of(blocks).variance(h, tau)
+    torch.testing.assert_close(head.moments(h)[1], expected)
+    inverse = torch.linalg.inv(blocks + tau * torch.eye(D))
+    marginal = inverse.diagonal(dim1=1, dim2=2).sqrt()
+    torch.testing.assert_close(head.log_scale.exp().detach(), marginal)
+    head.set_diagonal(marginal)
+    assert head.family == "diagonal"
+    torch.testing.assert_close(head.moments(h)[1], h**2 @ (marginal**2).T)
+
+
+@families
+def test_stored_tensors_restore_the_posterior(family):
+    head, h = trained(family, prior="pretrained", rows=torch.ones(K, D)), features()
+    head.fold_temperature(1.7)
+    stored = {name: t.clone() for name, t in head.posterior_tensors().items()}
+    assert "weight" not in stored
+    assert all(t.is_contiguous() for t in stored.values())
+    # The receiving head may have had the other family.
+    other = trained("dense" if family == "diagonal" else "diagonal")
+    other.load_posterior(stored)
+    with torch.no_grad():
+        other.weight.copy_(head.weight)
+    assert other.family == family
+    for ours, theirs in zip(head.moments(h), other.moments(h), strict=True):
+        assert torch.equal(ours, theirs)
+    assert torch.equal(head.kl(), other.kl())
+    assert head.lr_factors() == other.lr_factors()
+
+
+def test_a_damaged_posterior_is_refused_and_nothing_changes():
+    head = trained()
+    stored = {name: t.clone() for name, t in head.posterior_tensors().items()}
+    before = head.kl().detach().clone()
+    missing = {n: t for n, t in stored.items() if n != "log_scale"}
+    with pytest.raises(StoreError, match="log_scale"):
+        head.load_posterior(missing)
+    with pytest.raises(StoreError, match=r"shape \(2, 5\)"):
+        head.load_posterior(
+            {**stored, "log_scale": stored["log_scale"][:2], "feature_energy": torch.tensor(1.0)}
+        )
+    with pytest.raises(StoreError, match="factor"):
+        head.set_dense(torch.eye(D))
+    assert torch.equal(head.kl(), before)
+
+
+def test_training_before_the_energy_is_known_is_an_error():
+    head = GaussianHead(in_features=D, num_classes=K)
+    for call in (head.kl, head.lr_factors):
+        with pytest.raises(ModelError, match="set_feature_energy"):
+            call()
+
+
+@pytest.mark.parametrize("energy", [0.0, -1.0, math.nan, math.inf, torch.zeros(4, D)])
+def test_an_impossible_energy_is_an_error(energy):
+    head = GaussianHead(in_features=D, num_classes=K)
+    with pytest.raises(NumericsError, match="energy"):
+        head.set_feature_energy(energy)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prior": "pretraind"}, "Did you mean 'pretrained'"),
+        ({"prior": "pretrained"}, "none were given"),
+        ({"rows": torch.zeros(K, D)}, "rows were given"),
+        ({"prior": "pretrained", "rows": torch.zeros(D, K)}, "shape"),
+        ({"prior_scale": 0.0}, "prior_scale"),
+        ({"init_scale": math.nan}, "init_scale"),
+        ({"num_classes": 1}, "at least 2 classes"),
+    ],
+)
+def test_bad_arguments_are_errors(options, message):
+    with pytest.raises(ConfigError, match=message):
+        GaussianHead(**{"in_features": D, "num_classes": K, **options})
+
+
+def test_misuse_is_an_error_that_says_what_to_do():
+    head = trained()
+    with pytest.raises(ConfigError, match="temperature"):
+        head.fold_temperature(0.0)
+    with pytest.raises(ModelError, match="6 dimensions"):
+        head(torch.zeros(2, 6))
+    with pytest.raises(ModelError, match=r"head\.float"):
+        head.bfloat16()(torch.zeros(2, D))
+
+
+def test_gradients_reach_mean_scale_and_features():
+    head = GaussianHead(in_features=D, num_classes=K, feature_energy=5.0)
+    h = features().float().requires_grad_()
+    labels = torch.arange(B) % K
+    with torch.no_grad():
+        head.weight.normal_(generator=torch.Generator().manual_seed(0))
+    (head.kl() / 100 - head.bound(h, labels).mean()).backward()
+    for tensor in (head.weight, head.log_scale, h):
+        assert torch.isfinite(tensor.grad).all()
+        assert tensor.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
+def test_training_is_the_same_on_any_feature_scale(scale):
+    """Adam with the stated factors: the same logits whatever unit the features come in."""
+    h = features(64).float()
+    labels = (h[:, 0] > 0).long() + (h[:, 1] > 1).long()
+    results = []
+    for unit in (1.0, scale):
+        head = GaussianHead(in_features=D, num_classes=K)
+        head.set_feature_energy(unit * h)
+        factors = head.lr_factors()
+        groups = [
+            {"params": [p], "lr": 0.05 * factors[name]} for name, p in head.named_parameters()
+        ]
+        solver = torch.optim.Adam(groups, eps=1e-30)
+        for _ in range(30):
+            solver.zero_grad()
+            (head.kl() / 64 - head.bound(unit * h, labels).mean()).backward()
+            solver.step()
+        results.append(torch.stack(head.moments(unit * h)))
+    assert results[0][0].abs().max() > 0.5
+    torch.testing.assert_close(results[1], results[0], rtol=1e-3, atol=1e-3)

@@ -1,0 +1,100 @@
+"""Quantised base layers through PEFT's backend interface, with a stand-in for a quantiser."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from peft import get_peft_model
+from peft.utils.quantization_utils import ForwardOnlyQuantizationBackend, QuantizationBackend
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bayestune.errors import ModelError
+from bayestune.peft import PolarConfig, additive, targets
+
+pytestmark = pytest.mark.filterwarnings(
+    # PEFT does not know the stand-in's class and says so.
+    "ignore:Unsupported layer type .*Grid:UserWarning"
+)
+
+STEP = 1 / 64
+
+
+class Grid(nn.Module):
+    """A linear layer whose weight is integer codes times a step."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        codes = torch.randint(-30, 30, (out_features, in_features), dtype=torch.int8)
+        self.weight = nn.Parameter(codes, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight * STEP)
+
+
+class GridBackend(QuantizationBackend):
+    supports_merge = True
+    backend_name = "grid"
+    layer_type = "linear"
+    clones = 0
+
+    def get_base_weight(self, base_layer: Any) -> Tensor:
+        return base_layer.weight * STEP
+
+    def set_base_weight(self, peft_layer: Any, weight_data: Tensor) -> None:
+        codes = (weight_data / STEP).round().to(torch.int8)
+        peft_layer.get_base_layer().weight.data = codes
+
+    def maybe_clone_base_result(self, x: Tensor) -> Tensor:
+        GridBackend.clones += 1
+        return x.clone()
+
+
+def adapt(monkeypatch: pytest.MonkeyPatch, backend: QuantizationBackend | None) -> Any:
+    def resolve(layer: nn.Module, **_: Any) -> QuantizationBackend | None:
+        return backend if isinstance(layer, Grid) else None
+
+    for place in (additive, targets):
+        monkeypatch.setattr(place, "resolve_quantization_backend", resolve)
+    torch.manual_seed(0)
+    model = nn.Sequential(Grid(8, 6), nn.Tanh(), Grid(6, 4))
+    model = get_peft_model(model, PolarConfig(r=2, target_modules=["0", "2"]))
+    for layer in (model.base_model.model[0], model.base_model.model[2]):
+        layer.polar_theta["default"].data.normal_(std=0.1)
+    return model
+
+
+def test_merges_by_quantising_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = adapt(monkeypatch, GridBackend())
+    x = torch.randn(5, 8)
+    layer = model.base_model.model[0]
+    codes = layer.weight.clone()
+    GridBackend.clones = 0
+    expected = layer(x).detach()
+    assert GridBackend.clones == 1
+    dense = codes * STEP + layer.get_delta_weight("default").detach()
+    torch.testing.assert_close(expected, F.linear(x, dense))
+    model.merge_adapter()
+    assert layer.weight.dtype == torch.int8
+    # Each weight is off by half a step at most.
+    assert ((layer(x) - expected).abs() <= STEP / 2 * x.abs().sum(-1, keepdim=True) + 1e-6).all()
+    model.unmerge_adapter()
+    assert not model.base_model.model[0].merged
+    assert (layer.weight - codes).abs().max() <= 1
+    assert "grid" in repr(layer)
+
+
+def test_forward_only_backends_train_but_do_not_merge(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = adapt(monkeypatch, ForwardOnlyQuantizationBackend("grid"))
+    model(torch.randn(5, 8)).sum().backward()
+    assert model.base_model.model[0].polar_theta["default"].grad.any()
+    with pytest.raises(TypeError, match="not supported for grid"):
+        model.merge_adapter()
+
+
+def test_a_layer_without_a_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ModelError, match="'0' is a Grid, but only linear layers"):
+        adapt(monkeypatch, None)
