@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from itertools import pairwise
 
 import pytest
 import torch
@@ -72,7 +73,7 @@ def test_gradient_descent_on_the_landing_field_lands_monotonically():
     for _ in range(80):
         errors.append(orthogonality_error(X).item())
         X = X - 0.1 * landing_field(X, 0.02 * (X - A), 1.0)
-    assert all(b < a for a, b in zip(errors, errors[1:], strict=False))
+    assert all(b < a for a, b in pairwise(errors))
     assert errors[-1] < 1e-2 * errors[0]
 
 
@@ -155,6 +156,16 @@ def test_a_polar_step_is_the_retraction_of_the_sum(n, r, length):
     single = step_polar(X.float(), V.float())
     assert orthogonality_error(single).max() < 5e-6
     torch.testing.assert_close(single.double(), expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_a_polar_step_bears_one_direction_far_longer_than_the_rest(dtype):
+    X, Z = draw(64, 16, 7)
+    V = torch.zeros_like(X)
+    V[:, 3] = Z[:, 0] - X @ (X.mT @ Z[:, 0])  # one singular value, tangent
+    V = 10 * V / V.norm()
+    moved = step_polar(X.to(dtype), V.to(dtype))
+    torch.testing.assert_close(moved.double(), retract_polar(X + V), rtol=0, atol=2e-6)
 
 
 def test_a_polar_step_is_a_retraction_of_second_order():

@@ -103,8 +103,8 @@ def test_a_refused_group_leaves_the_optimiser_as_it_was():
 def test_the_state_of_another_optimiser_is_refused():
     p, q = point(), point()
     foreign = torch.optim.AdamW([q]).state_dict()
-    with pytest.raises(ConfigError, match="manifold=None.*'adapters'.*'stiefel'"):
+    with pytest.raises(ConfigError, match=r"manifold=None.*'adapters'.*'stiefel'"):
         build(p).load_state_dict(foreign)
     landing = build(q, update="landing").state_dict()
-    with pytest.raises(ConfigError, match="update='landing'.*'retract'"):
+    with pytest.raises(ConfigError, match=r"update='landing'.*'retract'"):
         build(p).load_state_dict(landing)

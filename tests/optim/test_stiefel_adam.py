@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from itertools import pairwise
 
 import pytest
 import torch
@@ -216,7 +217,7 @@ def test_learning_rate_schedules_reach_the_stiefel_groups():
         optimizer.step()
         schedule.step()
         lengths.append((p - before).norm().item())
-    ratios = [b / a for a, b in zip(lengths, lengths[1:], strict=False)]
+    ratios = [b / a for a, b in pairwise(lengths)]
     assert ratios == pytest.approx([0.5] * 3, rel=0.05)
 
 

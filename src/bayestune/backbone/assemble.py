@@ -106,7 +106,7 @@ def load_base(source: Source, classes: int, device: torch.device, dtype: torch.d
         config = AutoConfig.from_pretrained(source.path, **options)
         classifier = AutoModelForSequenceClassification._model_mapping.get(type(config), None)
         decoder = _is_decoder(config, classifier)
-        with _quiet_about_the_head():
+        with _quiet():
             if decoder and classifier is not None:
                 config.num_labels = classes
                 if getattr(config, "pad_token_id", None) is None:
@@ -154,7 +154,8 @@ def adapt(
         setattr(base.model, SCORE, head)
     task_type = "SEQ_CLS" if as_classifier else "FEATURE_EXTRACTION"
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
+        # PEFT 0.21 asks transformers 5.23 for a name that the latter has deprecated.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
         peft_model = get_peft_model(base.model, peft_config(adapter, base, chosen, task_type))
     pooling = config.pooling
     if pooling == "auto":
@@ -289,12 +290,15 @@ def _some_pad(config: Any) -> int:
 
 
 @contextmanager
-def _quiet_about_the_head() -> Iterator[None]:
-    """Silence the notice that ``score`` is newly initialised: it is replaced at once."""
-    log = logging.getLogger("transformers.modeling_utils")
-    before = log.level
-    log.setLevel(logging.ERROR)
+def _quiet() -> Iterator[None]:
+    """Silence that ``score`` is newly initialised and not sharded: it is replaced at once."""
+    names = ("transformers.modeling_utils", "transformers.distributed.tensor_parallel")
+    logs = [logging.getLogger(name) for name in names]
+    before = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        log.setLevel(before)
+        for log, level in zip(logs, before, strict=True):
+            log.setLevel(level)

@@ -14,26 +14,28 @@ import yaml
 from bayestune.config.recipe import Recipe
 from bayestune.errors import ConfigError, nearest
 
-#: Names that people type without thinking, and where they live in the recipe.
-ALIASES = {
-    "rank": "adapter.rank",
-    "r": "adapter.rank",
-    "alpha": "adapter.alpha",
-    "layers": "adapter.layers",
-    "targets": "adapter.targets",
-    "base": "model",
-    "epochs": "train.epochs",
-    "batch_size": "train.batch_size",
-    "lr": "train.lr",
-    "head_lr": "train.head_lr",
-    "kl": "train.kl",
-    "class_weights": "train.class_weights",
-    "max_length": "prompt.max_length",
-    "template": "prompt.template",
-    "temperature": "finalize.temperature",
-    "refresh": "finalize.refresh",
-    "samples": "predict.samples",
-}
+#: Names that people type without thinking, where they are not the last part of one key anyway.
+ALIASES = {"r": "adapter.rank", "base": "model"}
+
+
+def full_key(short: str) -> str:
+    """Return the dotted key that a short name stands for: an alias or a key's own last part.
+
+    Raises:
+        ConfigError: if it stands for none, or for several.
+    """
+    valid = keys()
+    key = ALIASES.get(short, short)
+    if key in valid:
+        return key
+    meant = [k for k in valid if k.rsplit(".", 1)[-1] == short]
+    if len(meant) == 1:
+        return meant[0]
+    if meant:
+        raise ConfigError(f"the key {short} stands for {' and '.join(meant)}: write one of them.")
+    raise ConfigError(
+        f"unknown key {short}.{nearest(short, [*valid, *(k.rsplit('.', 1)[-1] for k in valid)])}"
+    )
 
 
 def keys(cls: type = Recipe, prefix: str = "") -> dict[str, dataclasses.Field[Any]]:
@@ -142,13 +144,9 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Turn dotted keys (or their short aliases) into nested plain values."""
     out: dict[str, Any] = {}
-    valid = keys()
     for short, value in flat.items():
-        key = ALIASES.get(short, short)
-        if key not in valid:
-            raise ConfigError(f"unknown key {short}.{nearest(short, [*valid, *ALIASES])}")
         node = out
-        *sections, leaf = key.split(".")
+        *sections, leaf = full_key(short).split(".")
         for section in sections:
             node = node.setdefault(section, {})
         node[leaf] = value

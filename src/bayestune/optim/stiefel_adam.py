@@ -18,6 +18,7 @@ from bayestune.geometry import (
     safe_step,
     step_polar,
 )
+from bayestune.geometry.stiefel import wide_dtype
 from bayestune.optim.checks import check_options, check_shape, check_start, group_name
 
 # Numbers of one stack of factors: small enough for a processor cache, large enough for a GPU.
@@ -36,8 +37,8 @@ class StiefelAdam(torch.optim.Optimizer):
     The first moment is transported by projection. The second moment stays element-wise, because
     the inputs of a transformer have features that are larger than the rest by orders of magnitude:
     one scalar per factor would let these alone set the step. ``Π_X diag(v̂)^{-1/2} Π_X`` is
-    symmetric and positive on the tangent space, so the step remains a descent direction. ``lr`` has
-    the meaning of Adam, the size of a change of an element.
+    symmetric and positive on the tangent space, so that a step without momentum still descends.
+    ``lr`` has the meaning of Adam, the size of a change of an element.
 
     A factor's bias correction starts with its first non-zero gradient: where the core Θ starts at
     0, the factors beside it receive zero gradients in the first step and are left untouched.
@@ -215,8 +216,8 @@ class StiefelAdam(torch.optim.Optimizer):
 
         started = (t > 0) | (G != 0).flatten(1).any(1)
         t = t + started
-        # float64, as a float32 power loses digits of 1 − β₂ᵗ; no clock of a started factor is 0.
-        clock = t.to(torch.float64 if t.device.type != "mps" else t.dtype).clamp_min(1)
+        # Wide, as a float32 power loses digits of 1 − β₂ᵗ; no clock of a started factor is 0.
+        clock = t.to(wide_dtype(t.device)).clamp_min(1)
         clock = clock.view(-1, *(1,) * (X.ndim - 1))
         correction1 = (1 - beta1**clock).to(X.dtype)
         correction2 = (1 - beta2**clock).to(X.dtype)

@@ -29,6 +29,7 @@ def write_text(path: Path, text: str) -> None:
                 stream.write(text)
                 stream.flush()
                 os.fsync(stream.fileno())
+            Path(name).chmod(0o644)  # temporary files are private, results are not
             Path(name).replace(path)
         except BaseException:
             Path(name).unlink(missing_ok=True)
@@ -72,6 +73,7 @@ def new_folder(path: Path) -> Iterator[Path]:
             if file.is_file():
                 with file.open("rb") as stream:
                     os.fsync(stream.fileno())
+        staging.chmod(0o755)
         old = staging.with_name(staging.name + ".old")
         if path.exists():
             path.replace(old)

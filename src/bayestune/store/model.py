@@ -33,6 +33,7 @@ MANIFEST = "bayestune.json"
 ADAPTER = "adapter_model.safetensors"
 POSTERIOR = "posterior.safetensors"
 _DENSITY = "density."
+_METADATA = {"format": "pt"}
 _CHECKED = (ADAPTER, "adapter_config.json", POSTERIOR)
 
 
@@ -52,9 +53,11 @@ def save(model: BayesModel, path: str | Path) -> Path:
     path = Path(path)
     with new_folder(path) as folder:
         model.backbone.peft_model.save_pretrained(folder)
+        save_file(_without_posterior(load_file(folder / ADAPTER)), folder / ADAPTER, _METADATA)
         model.tokenizer.save_pretrained(folder)
-        save_file(_posterior_tensors(model), folder / POSTERIOR, {"format": "pt"})
-        _relax_modes(folder)
+        save_file(_posterior_tensors(model), folder / POSTERIOR, _METADATA)
+        for file in folder.iterdir():
+            file.chmod(0o644)
         checksums = {name: checksum(folder / name) for name in _CHECKED}
         write_json(folder / MANIFEST, _manifest(model, checksums))
     return path
@@ -123,6 +126,11 @@ def model_folder(path: str | Path) -> Path:
     if (path / "checkpoint").is_dir():
         hint = " Its training did not finish: continue it with bayestune train --resume."
     raise StoreError(f"{path} is not a run: it has no {MANIFEST} and no model/{MANIFEST}.{hint}")
+
+
+def _without_posterior(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return what stock PEFT is to find, the adapter and the mean; servers refuse other names."""
+    return {k: v for k, v in state.items() if ".score." not in k or k.endswith("score.weight")}
 
 
 def _posterior_tensors(model: BayesModel) -> dict[str, Tensor]:
@@ -201,20 +209,16 @@ def _restore_adapter(
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     peft_model = model.backbone.peft_model
-    expected = {
-        k: v
-        for k, v in get_peft_model_state_dict(peft_model).items()
-        if ".score." not in k or k.endswith("score.weight")
-    }
-    kept = {k: v for k, v in stored.items() if ".score." not in k or k.endswith("score.weight")}
-    wrong = sorted(set(expected) ^ set(kept))
-    wrong += [k for k in expected if k in kept and expected[k].shape != kept[k].shape]
+    present = get_peft_model_state_dict(peft_model)
+    expected = _without_posterior(present)
+    wrong = sorted(set(expected) ^ set(stored))
+    wrong += [k for k in expected if k in stored and expected[k].shape != stored[k].shape]
     if wrong:
         raise StoreError(
             f"{folder / ADAPTER} does not fit the model: {wrong[0]} is missing, unknown or of "
             "another shape."
         )
-    set_peft_model_state_dict(peft_model, stored)
+    set_peft_model_state_dict(peft_model, present | stored)
     mean = next((v for k, v in stored.items() if k.endswith("score.weight")), None)
     if mean is None:
         mean = posterior.get("score.weight")
@@ -227,13 +231,6 @@ def _restore_adapter(
 def _density(posterior: dict[str, Tensor]) -> Density | None:
     parts = {k.removeprefix(_DENSITY): v for k, v in posterior.items() if k.startswith(_DENSITY)}
     return Density(**parts) if parts else None
-
-
-def _relax_modes(folder: Path) -> None:
-    # safetensors creates files that only their owner may read; a model is meant to be shared.
-    for file in folder.iterdir():
-        file.chmod(0o644)
-    folder.chmod(0o755)
 
 
 def _written_by(manifest: Any) -> str:

@@ -172,12 +172,12 @@ class Loop:
         self.adapter.zero_grad()
         self.posterior.zero_grad()
         self.step += 1
-        return float(terms.nll), float(terms.kl), norm
+        return terms.nll.item(), terms.kl.item(), norm
 
     def _descend(self, loss: Tensor, batch: list[int]) -> None:
         if not torch.isfinite(loss):
             raise NumericsError(
-                f"The loss is {float(loss)} at step {self.step} (rows {batch[:8]}); lower train.lr "
+                f"The loss is {loss.item()} at step {self.step} (rows {batch[:8]}); lower train.lr "
                 "or train.head_lr."
             )
         loss.backward()
