@@ -45,6 +45,7 @@ class BayesModel:
         task: kind, classes and columns of the task; without examples.
         source: where the backbone came from.
         density: class densities of training features; None before training.
+        cache: frozen states of texts already seen; None computes every text anew.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class BayesModel:
         self.source = source
         self.density = density
         self.notes: dict[str, Any] = {}
+        self.cache: PrefixCache | None = None
 
     @property
     def labels(self) -> LabelSet:
@@ -106,10 +108,18 @@ class BayesModel:
         length = min(self.recipe.prompt.max_length, longest)
         return encode(self.tokenizer, prompts, length, decoder)
 
-    def reader(self, cache: PrefixCache | None = None) -> Reader:
+    def reader(self) -> Reader:
         """Return what feeds encoded texts to the backbone."""
         pad = self.tokenizer.pad_token_id
-        return Reader(self.backbone, 0 if pad is None else pad, cache)
+        return Reader(self.backbone, 0 if pad is None else pad, self.cache)
+
+    def new_cache(self) -> PrefixCache | None:
+        """Return an empty cache for the frozen layers; None where there are none or it is off."""
+        config = self.recipe.cache
+        if config.prefix == "off" or not self.backbone.splits:
+            return None
+        identity = f"{self.source.fingerprint}|{self.backbone.first_layer}|{self.backbone.dtype}"
+        return PrefixCache(identity, max_gb=config.max_gb, max_disk_gb=config.max_disk_gb)
 
     def mask(self, task: Task) -> Tensor | None:
         """Return which classes exist for each example ``(N, K)``; None where all do."""

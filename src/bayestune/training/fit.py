@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayestune.backbone import PrefixCache
 from bayestune.config import Recipe, from_mapping, merge, nest, to_mapping
 from bayestune.data import Task
 from bayestune.errors import ConfigError, DataError, StoreError
@@ -115,7 +114,10 @@ class Session:
         self.rows = prepare(model, train, self.recipe.train.class_weights)
         self.val = prepare(model, val) if val is not None else None
         self.facts = {"train_hash": train.hash, "val_hash": val.hash if val else None}
-        self.reader = model.reader(prefix_cache(model))
+        self.own_cache = model.cache is None
+        if self.own_cache:
+            model.cache = model.new_cache()
+        self.reader = model.reader()
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {}
         self.best_tensors: dict[str, Tensor] = {}
@@ -147,6 +149,8 @@ class Session:
         self.model.notes = {"chosen": chosen, "data": self.facts}
         if self.journal.out is not None:
             self.model.save(self.journal.out / "model")
+        if self.own_cache:
+            self.model.cache = None
         seconds = time.monotonic() - started
         return Run(self.journal.out, self.recipe, self.history, chosen, seconds)
 
@@ -289,16 +293,6 @@ class Session:
             getattr(loop, name).load_state_dict(unflatten(name, tensors, state[name]))
         loop.step, loop.epoch, loop.kappa = state["step"], state["epoch"], state["kappa"]
         torch.set_rng_state(tensors["rng"])
-
-
-def prefix_cache(model: BayesModel) -> PrefixCache | None:
-    """Return an empty cache for the frozen layers of a model; None where there are none."""
-    config = model.recipe.cache
-    if config.prefix == "off" or not model.backbone.splits:
-        return None
-    backbone = model.backbone
-    identity = f"{model.source.fingerprint}|{backbone.first_layer}|{backbone.dtype}"
-    return PrefixCache(identity, max_gb=config.max_gb, max_disk_gb=config.max_disk_gb)
 
 
 def _needs_held_out(recipe: Recipe) -> bool:

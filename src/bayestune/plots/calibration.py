@@ -1,0 +1,74 @@
+"""Is a confidence of 80 % right in 80 % of cases, and how wrong is what is kept?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from bayestune import metrics
+from bayestune.plots.style import new_figure, styles
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from bayestune.evaluation import Evaluation
+
+
+def reliability_figure(evaluations: Mapping[str, Evaluation], bins: int = 15) -> Figure:
+    """Draw accuracy against confidence, one panel per method, with how many rows each bin holds.
+
+    Args:
+        evaluations: by name of the method.
+        bins: right-closed bins of equal width, as in the ECE.
+    """
+    figure, axes = new_figure(len(evaluations))
+    for axis, (name, evaluation) in zip(axes, evaluations.items(), strict=True):
+        colour = styles(evaluations)[name]["color"]
+        result = metrics.reliability(
+            *metrics.top_label(evaluation.prediction.probs, evaluation.targets), bins
+        )
+        share = result.counts / result.counts.sum()
+        full = result.counts > 0
+        left = result.edges[:-1]
+        axis.bar(
+            left, share, 1 / bins, align="edge", color=colour, alpha=0.18, label="share of rows"
+        )
+        axis.plot([0, 1], [0, 1], color="#888888", linewidth=0.8)
+        axis.plot(
+            result.confidence[full],
+            result.accuracy[full],
+            marker="o",
+            markersize=4,
+            linewidth=1.2,
+            color=colour,
+            label="accuracy",
+        )
+        axis.set(
+            xlim=(0, 1),
+            ylim=(0, 1.02),
+            xlabel="confidence",
+            ylabel="accuracy",
+            title=f"{name}: ECE {evaluation.ece:.3f}, NLL {evaluation.nll:.3f}",
+        )
+        axis.title.set_fontsize(9)
+        axis.legend(fontsize=7, frameon=False, loc="upper left")
+    return figure
+
+
+def risk_coverage_figure(evaluations: Mapping[str, Evaluation]) -> Figure:
+    """Draw the error rate of what is kept against the share that is kept, most confident first.
+
+    Args:
+        evaluations: by name of the method.
+    """
+    figure, (axis,) = new_figure(1, width=4.4)
+    for name, style in styles(evaluations).items():
+        evaluation = evaluations[name]
+        confidence, correct = metrics.top_label(evaluation.prediction.probs, evaluation.targets)
+        curve = metrics.risk_coverage_curve(confidence, correct)
+        label = f"{name} (AURC {evaluation.aurc:.3f})"
+        axis.plot(curve.coverage, curve.risk, linewidth=1.4, label=label, **style)
+    axis.set(xlim=(0, 1), xlabel="share answered", ylabel="error rate of the answers")
+    axis.set_ylim(bottom=0)
+    axis.legend(fontsize=7, frameon=False)
+    return figure
