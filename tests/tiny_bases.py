@@ -7,6 +7,7 @@ then carries what the text is about, as that of a pretrained model does.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -18,6 +19,9 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
+
+if TYPE_CHECKING:
+    from bayestune.model import BayesModel
 
 WIDTH = 32
 LAYERS = 4
@@ -124,3 +128,17 @@ def save_bert(folder: Path, *, seed: int = 0) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@torch.no_grad()
+def move(model: BayesModel, seed: int = 3) -> BayesModel:
+    """Give adapter and head values as training would, so that they take part in predictions."""
+    generator = torch.Generator().manual_seed(seed)
+    moved = 0
+    for name, parameter in model.backbone.named_parameters():
+        if parameter.requires_grad and ("polar_theta" in name or "lora_B" in name):
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+            moved += 1
+    assert moved > 0
+    model.head.weight.copy_(0.3 * torch.randn(model.head.weight.shape, generator=generator))
+    return model

@@ -11,13 +11,49 @@ TOPICS: Mapping[str, Sequence[str]] = {
     "parcel": ("parcel", "courier", "delivery", "tracking"),
     "refund": ("refund", "invoice", "charge", "receipt"),
 }
-FILLERS = (
-    "please tell me about the my your a this is was not yet can you when how why today again still "
-    "since week order help need want find"
-).split()
-FOREIGN = (
-    "volcano orchid saxophone glacier penguin nebula sculpture cathedral origami marathon tundra"
-).split()
+FILLERS = [
+    "please",
+    "tell",
+    "me",
+    "about",
+    "the",
+    "my",
+    "your",
+    "a",
+    "this",
+    "is",
+    "was",
+    "not",
+    "yet",
+    "can",
+    "you",
+    "when",
+    "how",
+    "why",
+    "today",
+    "again",
+    "still",
+    "since",
+    "week",
+    "order",
+    "help",
+    "need",
+    "want",
+    "find",
+]
+FOREIGN = [
+    "volcano",
+    "orchid",
+    "saxophone",
+    "glacier",
+    "penguin",
+    "nebula",
+    "sculpture",
+    "cathedral",
+    "origami",
+    "marathon",
+    "tundra",
+]
 
 
 def topic_rows(

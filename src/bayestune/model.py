@@ -86,14 +86,22 @@ class BayesModel:
         """Return texts, pairs, rows or a task as examples of this model's task.
 
         Raises:
-            DataError: if they are not of its kind.
+            DataError: if they are not of its kind, or offer more choices than it has letters.
         """
         if isinstance(texts, Task):
             if texts.kind != self.task.kind:
                 raise DataError(f"The model reads {self.task.kind} tasks; this is {texts.kind}.")
+            most = max(texts.choice_counts or (0,))
+            if most > len(self.labels):
+                raise DataError(
+                    f"{texts.source or 'The data'}: a row has {most} choices; the model was built "
+                    f"for at most {len(self.labels)}."
+                )
             return texts
         items = [texts] if isinstance(texts, str) else list(texts)
-        if items and isinstance(items[0], Mapping):
+        if not items:
+            return self.task
+        if isinstance(items[0], Mapping):
             return Task.from_rows(items, like=self.task, require_labels=False)  # pyright: ignore
         return Task.from_texts(items, like=self.task)  # pyright: ignore[reportArgumentType]
 
@@ -141,8 +149,7 @@ class BayesModel:
         Returns:
             Features ``(N, D)`` in fp32, on the CPU.
         """
-        task = self.read(texts)
-        return self.reader().features(self.encode(task), batch_size, progress=progress)
+        return self._pooled(self.read(texts), batch_size, progress)
 
     def predict(
         self, texts: Texts, batch_size: int = 32, *, progress: Progress = silent
@@ -158,13 +165,15 @@ class BayesModel:
             Labels, probabilities, entropies in nats and out-of-distribution scores.
         """
         task = self.read(texts)
-        phi = self.reader().features(self.encode(task), batch_size, progress=progress)
-        return self.predict_features(phi, self.mask(task))
+        return self.predict_features(self._pooled(task, batch_size, progress), self.mask(task))
+
+    def _pooled(self, task: Task, batch_size: int, progress: Progress) -> Tensor:
+        if not len(task):
+            return torch.empty(0, self.head.in_features)  # pyright: ignore
+        return self.reader().features(self.encode(task), batch_size, progress=progress)
 
     def predict_features(self, phi: Tensor, mask: Tensor | None = None) -> Prediction:
         """Predict from pooled features ``(N, D)``; see `predict`."""
-        if not len(phi):
-            phi = phi.reshape(0, self.head.in_features)  # pyright: ignore
         device = next(self.head.parameters()).device
         predictive = self.method.predict(
             self.head,

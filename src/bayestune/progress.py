@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 #: Seconds between two plain lines where there is no terminal.
@@ -19,7 +19,7 @@ class Advance(Protocol):
 
 
 #: ``progress(label, total)`` is a context that yields an `Advance`.
-Progress = Callable[[str, int], "contextmanager[Advance]"]  # type: ignore[type-arg]
+Progress = Callable[[str, int], AbstractContextManager[Advance]]
 
 
 @contextmanager
@@ -60,7 +60,9 @@ def _bar(label: str, total: int) -> Iterator[Advance]:
         task = bars.add_task(label, total=total, note="")
 
         def advance(count: int = 1, note: str = "") -> None:
-            bars.update(task, advance=count, **({"note": note} if note else {}))
+            bars.advance(task, count)
+            if note:
+                bars.update(task, note=note)
 
         yield advance
 
@@ -76,8 +78,8 @@ def _lines(label: str, total: int) -> Iterator[Advance]:
         now = time.monotonic()
         if now - last >= INTERVAL:
             last = now
-            left = (now - start) / done * (total - done)
-            print(f"{label}: {done}/{total}, {left:.0f} s left {note}".rstrip(), file=sys.stderr)
+            left = f", {(now - start) / done * (total - done):.0f} s left" if done else ""
+            print(f"{label}: {done}/{total}{left} {note}".rstrip(), file=sys.stderr)
 
     yield advance
     seconds = time.monotonic() - start

@@ -7,14 +7,13 @@ from bayestune.backbone.assemble import (
     adapt,
     load_base,
     load_tokenizer,
-    output_rows,
-    pick_device,
-    pick_dtype,
     replace_head,
 )
 from bayestune.backbone.backbone import Backbone
 from bayestune.backbone.cache import PrefixCache
 from bayestune.backbone.layers import layer_stack, parse_layers
+from bayestune.backbone.output import output_rows
+from bayestune.backbone.place import pick_device, pick_dtype
 from bayestune.backbone.reader import Reader
 from bayestune.backbone.source import EMBEDDED, Source, resolve
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bayestune.backbone.backbone import Backbone
+from bayestune.backbone.complete import check_complete
 from bayestune.backbone.layers import hidden_size, layer_stack, parse_layers
 from bayestune.backbone.source import Source
 from bayestune.config import AdapterConfig, HeadConfig
@@ -38,33 +38,6 @@ class Base:
     transformer: nn.Module
     decoder: bool
     width: int
-
-
-def pick_device(device: str) -> torch.device:
-    """Return the device for ``auto`` (CUDA, then Apple, then CPU) or for its name.
-
-    Raises:
-        ModelError: if there is no such device here.
-    """
-    if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-        return torch.device(device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ModelError(
-            f"The device {device!r} cannot be used here: {str(error).splitlines()[0]}"
-        ) from error
-
-
-def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """Return the type of the frozen weights; ``auto`` is bf16 on accelerators, fp32 on CPU."""
-    if dtype == "auto":
-        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if bf16 else torch.float32
-    return getattr(torch, dtype)
 
 
 def load_tokenizer(source: Source) -> Any:
@@ -99,9 +72,12 @@ def load_base(source: Source, classes: int, device: torch.device, dtype: torch.d
     Raises:
         ModelError: if the weights cannot be loaded or the architecture is not a plain transformer.
     """
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
     options: dict[str, Any] = {"revision": source.revision}
+    # The other weight format is pickled.
+    weights = {**options, "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
     try:
         config = AutoConfig.from_pretrained(source.path, **options)
         classifier = AutoModelForSequenceClassification._model_mapping.get(type(config), None)
@@ -111,18 +87,21 @@ def load_base(source: Source, classes: int, device: torch.device, dtype: torch.d
                 config.num_labels = classes
                 if getattr(config, "pad_token_id", None) is None:
                     config.pad_token_id = _some_pad(config)
-                model = AutoModelForSequenceClassification.from_pretrained(
-                    source.path, config=config, dtype=dtype, **options
+                model, info = AutoModelForSequenceClassification.from_pretrained(
+                    source.path, config=config, **weights
                 )
+                if not isinstance(getattr(model, SCORE, None), nn.Linear):
+                    model, info = AutoModel.from_pretrained(source.path, **weights)
             else:
-                model = AutoModel.from_pretrained(source.path, dtype=dtype, **options)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+                model, info = AutoModel.from_pretrained(source.path, **weights)
+    except ModelError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{source.name} cannot be loaded as a transformer: {reason}") from error
+    check_complete(source.name, info)
     bare = isinstance(getattr(model, SCORE, None), nn.Linear)
     transformer = getattr(model, model.base_model_prefix) if bare else model
-    if decoder and classifier is not None and not bare:
-        model = transformer = AutoModel.from_pretrained(source.path, dtype=dtype, **options)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return Base(model.to(device), transformer, decoder, hidden_size(model.config))
@@ -180,27 +159,36 @@ def replace_head(backbone: Backbone, head: nn.Module) -> None:
 
 
 def peft_config(adapter: AdapterConfig, base: Base, layers: list[int], task_type: str) -> Any:
-    """Return the PEFT configuration of an adapter section of a recipe."""
+    """Return the PEFT configuration of an adapter section of a recipe.
+
+    Raises:
+        ModelError: if a target is not there or is not linear.
+    """
     from peft import LoraConfig
 
     from bayestune.peft import PolarConfig
+    from bayestune.peft.targets import check_targets
 
-    targets: Any = None
-    if adapter.targets == "all-linear":
-        targets = "all-linear"
-    elif adapter.targets != "auto":
-        targets = [name.strip() for name in adapter.targets.split(",")]
+    targets: Any = adapter.targets
+    if targets == "auto":
+        targets = default_targets(base)
+    elif targets != "all-linear":
+        targets = [name.strip() for name in targets.split(",")]
     name, _ = layer_stack(base.transformer)
     common: dict[str, Any] = {
         "r": adapter.rank,
-        "target_modules": targets if targets is not None else default_targets(base),
+        "target_modules": targets,
         "layers_to_transform": layers,
         "layers_pattern": name.rsplit(".", 1)[-1],
         "task_type": task_type,
     }
     if adapter.kind == "polar":
         return PolarConfig(alpha=adapter.alpha, dropout=adapter.dropout, **common)
-    return LoraConfig(lora_alpha=adapter.alpha, lora_dropout=adapter.dropout, **common)
+    # PEFT checks LoRA's targets less, and does not restrict all-linear to some layers.
+    checked = PolarConfig(**{**common, "r": 1})
+    check_targets(checked, base.model)
+    common |= {"target_modules": checked.target_modules, "lora_alpha": adapter.alpha}
+    return LoraConfig(lora_dropout=adapter.dropout, **common)
 
 
 def default_targets(base: Base) -> list[str]:
@@ -211,7 +199,8 @@ def default_targets(base: Base) -> list[str]:
     """
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULTS
 
-    kind = base.transformer.config.model_type
+    transformer: Any = base.transformer
+    kind = transformer.config.model_type
     names = {name.rsplit(".", 1)[-1] for name, _ in base.transformer.named_modules()}
     targets = [t for t in DEFAULTS.get(kind, ["q_proj", "v_proj"]) if t in names]
     if not targets:
@@ -220,57 +209,6 @@ def default_targets(base: Base) -> list[str]:
             "example all-linear."
         )
     return targets
-
-
-def output_rows(source: Source, base: Base, token_ids: list[int]) -> Tensor:
-    """Return the rows of the pretrained LM head for some tokens, ``(K, D)`` in fp32.
-
-    Args:
-        source: where the backbone came from.
-        base: the loaded backbone; tied heads are its input embeddings.
-        token_ids: K tokens.
-
-    Raises:
-        ModelError: if the checkpoint has no LM head.
-    """
-    if getattr(base.transformer.config, "tie_word_embeddings", False):
-        embeddings = base.transformer.get_input_embeddings()  # pyright: ignore
-        return embeddings.weight[torch.tensor(token_ids)].float().cpu().clone()
-    from safetensors import safe_open
-
-    for file in _weight_files(source):
-        with safe_open(file, framework="pt") as tensors:
-            if "lm_head.weight" in tensors.keys():  # noqa: SIM118 - not a mapping
-                rows = tensors.get_slice("lm_head.weight")
-                return torch.stack([rows[i] for i in token_ids]).float()  # (K, D)
-    raise ModelError(
-        f"{source.name} has no lm_head.weight to start the label rows from; use head.prior=zero."
-    )
-
-
-def _weight_files(source: Source) -> Iterator[Path]:
-    if source.local:
-        yield from sorted(Path(source.path).glob("*.safetensors"))
-        return
-    import json
-
-    from transformers.utils.hub import cached_file
-
-    find: Callable[..., str | None] = cached_file
-    index = find(
-        source.path,
-        "model.safetensors.index.json",
-        revision=source.revision,
-        _raise_exceptions_for_missing_entries=False,
-    )
-    name = "model.safetensors"
-    if index:
-        name = json.loads(Path(index).read_text())["weight_map"].get("lm_head.weight", "")
-    file = name and find(
-        source.path, name, revision=source.revision, _raise_exceptions_for_missing_entries=False
-    )
-    if file:
-        yield Path(file)
 
 
 def _is_decoder(config: Any, classifier: Any) -> bool:

@@ -81,7 +81,7 @@ class Backbone(nn.Module):
 
         for module in self.peft_model.modules():
             if isinstance(module, BaseTunerLayer):
-                module.training = mode
+                setattr(module, "training", mode)  # noqa: B010 - tuner layers are typed as no module
                 for name in module.adapter_layer_names + module.other_param_names:
                     part = getattr(module, name, None)
                     if isinstance(part, nn.Module):
@@ -100,7 +100,8 @@ class Backbone(nn.Module):
 
         Args:
             input_ids: ``(B, T)``.
-            attention_mask: ones where a token is ``(B, T)``; either side may be padded.
+            attention_mask: ones where a token is ``(B, T)``; a decoder's rows may be padded on
+                either side, an encoder's on the right, because it counts from the left.
             position_ids: ``(B, T)``; counted by the mask where absent (decoders only).
             token_type_ids: ``(B, T)``, for pairs.
 
@@ -118,11 +119,22 @@ class Backbone(nn.Module):
         position_ids: Tensor | None = None,
         token_type_ids: Tensor | None = None,
     ) -> Tensor:
-        """Return the states entering the first adapted layer, ``(B, T, D)``, without gradients."""
+        """Return the states entering the first adapted layer, ``(B, T, D)``, without gradients.
+
+        Raises:
+            ModelError: if more than one state per token enters that layer.
+        """
         inputs = self._inputs(attention_mask, position_ids, token_type_ids)
         inputs["input_ids"] = input_ids
         with torch.no_grad():
-            return enter_states(self.transformer, self.layers, self.first_layer, inputs)
+            states = enter_states(self.transformer, self.layers, self.first_layer, inputs)
+        if states.ndim != 3 or states.shape[:2] != input_ids.shape:
+            raise ModelError(
+                f"{type(self.transformer).__name__} passes states of the shape "
+                f"{tuple(states.shape)} between its layers, not one per token; switch the prefix "
+                "cache off with cache.prefix=off."
+            )
+        return states
 
     def resume(
         self,
@@ -152,7 +164,9 @@ class Backbone(nn.Module):
             masks = {k: v for k, v in batch.items() if k != "input_ids"}
             try:
                 halves = self.resume(self.enter(**batch), **masks)
-            except (RuntimeError, TypeError, IndexError, KeyError) as error:
+            except ModelError:
+                raise
+            except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
                 raise ModelError(
                     f"{type(self.transformer).__name__} cannot be run in two halves ({error}); "
                     "switch the prefix cache off with cache.prefix=off."

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+import weakref
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from bayestune.errors import StoreError
 
 
 class PrefixCache:
@@ -40,7 +43,7 @@ class PrefixCache:
         self._folder = folder
         self._memory: dict[bytes, Tensor] = {}
         self._places: dict[bytes, tuple[int, int]] = {}
-        self._file: BinaryIO | None = None
+        self._file: Any = None
         self._shape: tuple[torch.dtype, int] | None = None
         self.memory_bytes = 0
         self.disk_bytes = 0
@@ -61,7 +64,11 @@ class PrefixCache:
         return len(self._memory) + len(self._places)
 
     def put(self, key: bytes, states: Tensor) -> None:
-        """Keep the states ``(T, D)`` of one text."""
+        """Keep the states ``(T, D)`` of one text.
+
+        Raises:
+            StoreError: if the disk is full before ``max_disk_gb`` is reached.
+        """
         if key in self:
             return
         states = states.detach().to("cpu", copy=True).contiguous()
@@ -70,8 +77,7 @@ class PrefixCache:
             self._memory[key] = states
             self.memory_bytes += size
         elif self.disk_bytes + size <= self._disk_budget:
-            self._append(key, states)
-            self.disk_bytes += size
+            self._append(key, states, size)
         else:
             self.refused += 1
 
@@ -87,13 +93,24 @@ class PrefixCache:
             self._file.name, shared=False, size=start + tokens * width, dtype=dtype
         )[start:].view(tokens, width)  # (T, D)
 
-    def _append(self, key: bytes, states: Tensor) -> None:
-        if self._file is None:
-            # Named, so that it can be mapped; removed by the system when it is closed.
-            self._file = tempfile.NamedTemporaryFile(  # noqa: SIM115  # pyright: ignore
-                prefix="bayestune-prefix-", suffix=".bin", dir=self._folder
-            )
-            self._shape = (states.dtype, states.shape[1])
+    def _append(self, key: bytes, states: Tensor, size: int) -> None:
+        try:
+            if self._file is None:
+                # Named, so that it can be mapped; removed when it is closed, at the latest here.
+                self._file = tempfile.NamedTemporaryFile(  # noqa: SIM115
+                    prefix="bayestune-prefix-", suffix=".bin", dir=self._folder, buffering=0
+                )
+                self._shape = (states.dtype, states.shape[1])
+                weakref.finalize(self, self._file.close)
+            self._file.seek(self.disk_bytes)
+            rest = states.view(torch.uint8).flatten().numpy().data
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            folder = self._folder or tempfile.gettempdir()
+            raise StoreError(
+                f"The prefix cache could not be written to {folder}: {error.strerror or error}. "
+                "Set TMPDIR to a disk with room, or lower cache.max_disk_gb."
+            ) from error
         self._places[key] = (self.disk_bytes // states.element_size(), states.shape[0])
-        self._file.write(states.view(torch.uint8).numpy().tobytes())
-        self._file.flush()
+        self.disk_bytes += size

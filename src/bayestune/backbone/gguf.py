@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import logging
 import shutil
+import struct
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from bayestune.errors import ModelError
+from bayestune.backbone.complete import check_complete
+from bayestune.errors import ModelError, StoreError
 
 logger = logging.getLogger(__name__)
+
+#: What transformers and gguf raise on files that are cut short or of an unknown kind.
+_UNREADABLE = (
+    *(ValueError, LookupError, OSError, RuntimeError, TypeError, AttributeError),
+    *(ArithmeticError, MemoryError, struct.error),
+)
 
 
 def convert(file: Path, folder: Path) -> None:
@@ -24,8 +34,10 @@ def convert(file: Path, folder: Path) -> None:
 
     Raises:
         ModelError: if the file is not GGUF, its architecture is not supported or `gguf` is missing.
+        StoreError: if the folder cannot be written.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with file.open("rb") as stream:
@@ -38,24 +50,25 @@ def convert(file: Path, folder: Path) -> None:
             'GGUF files need the package gguf; install it with: pip install "bayestune[gguf]"'
         ) from None
     logger.info("converting %s once; the result is kept in %s", file.name, folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    place = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     try:
-        source = {"gguf_file": file.name}
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(str(file.parent), **source)
-            model = AutoModelForCausalLM.from_pretrained(
-                str(file.parent), dtype=torch.float32, **source
-            )
-        except (ValueError, KeyError, OSError, RuntimeError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ModelError(f"{file} cannot be read as a model: {reason}") from error
-        for mark in ("hf_quantizer", "quantization_method"):
-            if hasattr(model, mark):
-                delattr(model, mark)
-        model.is_quantized = False
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
+        tokenizer = AutoTokenizer.from_pretrained(**place)
+        load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained
+        model, info = load(**place, dtype=torch.float32, output_loading_info=True)
+    except _UNREADABLE as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{file} cannot be read as a model: {reason}") from error
+    check_complete(str(file), info)
+    for mark in ("hf_quantizer", "quantization_method"):
+        if hasattr(model, mark):
+            delattr(model, mark)
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    staging: Path | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
         try:
@@ -63,5 +76,11 @@ def convert(file: Path, folder: Path) -> None:
         except OSError:
             if not (folder / "config.json").is_file():
                 raise
+    except (OSError, SafetensorError) as error:
+        raise StoreError(
+            f"{file.name} could not be converted into {folder}: {error}. Set BAYESTUNE_CACHE to a "
+            "folder with room."
+        ) from error
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)

@@ -12,6 +12,8 @@ from bayestune.errors import ConfigError, ModelError
 def layer_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """Return the name and the list of a transformer's layers: the longest list of one class.
 
+    A list within a layer (of experts, say) is not the stack, however long it is.
+
     Raises:
         ModelError: if the model has no list of layers.
     """
@@ -24,8 +26,12 @@ def layer_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
         and any(isinstance(m, nn.Linear) or hasattr(m, "base_layer") for m in module[0].modules())
     ]
     if not stacks:
-        raise ModelError(f"{type(model).__name__} has no list of layers to adapt.")
-    return max(stacks, key=lambda stack: (len(stack[1]), -stack[0].count(".")))
+        raise ModelError(
+            f"{type(model).__name__} has no list of alike layers with linear modules to adapt."
+        )
+    within = tuple(f"{name}." for name, _ in stacks)
+    outermost = [stack for stack in stacks if not stack[0].startswith(within)]
+    return max(outermost, key=lambda stack: (len(stack[1]), -stack[0].count(".")))
 
 
 def parse_layers(spec: str, count: int) -> list[int]:

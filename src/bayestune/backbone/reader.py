@@ -10,6 +10,7 @@ from torch import Tensor
 from bayestune.backbone.backbone import Backbone
 from bayestune.backbone.cache import PrefixCache
 from bayestune.data import Encoded, length_grouped_batches, pad
+from bayestune.errors import ConfigError
 from bayestune.progress import Progress, silent
 
 
@@ -20,7 +21,10 @@ class Reader:
         backbone: the feature extractor.
         pad_id: fills rows of a batch; any token will do, masks decide.
         cache: states entering the first adapted layer; None runs whole passes.
-        padding_side: ``right`` or ``left``.
+        padding_side: ``right``, or ``left`` for decoders.
+
+    Raises:
+        ConfigError: if an encoder is to be padded on the left, where it counts positions from.
     """
 
     def __init__(
@@ -30,6 +34,8 @@ class Reader:
         cache: PrefixCache | None = None,
         padding_side: str = "right",
     ) -> None:
+        if padding_side == "left" and not backbone.decoder:
+            raise ConfigError("An encoder counts positions from the left; pad it on the right.")
         self.backbone = backbone
         self.pad_id = pad_id
         self.cache = cache

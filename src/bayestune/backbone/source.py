@@ -64,6 +64,11 @@ def resolve(model: str, revision: str | None = None) -> Source:
                 f"The folder {model} has no config.json; expected a model as save_pretrained "
                 "writes it, or a .gguf file."
             )
+        if not any(path.glob("*.safetensors")):
+            raise ModelError(
+                f"The folder {model} has no *.safetensors; other weight files are not read. Load "
+                "it with transformers and save it with save_pretrained."
+            )
         return Source(model, str(path), None, folder_fingerprint(path))
     if path.exists() or not _HUB_ID.fullmatch(model):
         raise ModelError(
@@ -97,23 +102,32 @@ def cache_folder() -> Path:
 
 
 def folder_fingerprint(path: Path) -> str:
-    """Hash the config and, of every weight file, its name, size and header.
+    """Hash the config and, of every weight file, its name, size and content.
 
-    The header of a safetensors file lists names, shapes and offsets; a slice of the data tells
-    fine-tunes of one architecture apart without reading gigabytes.
+    Of files beyond 16 MB a part of the content is read, spread evenly: that tells fine-tunes of one
+    architecture apart without reading gigabytes.
+
+    Raises:
+        ModelError: if the folder cannot be read.
     """
     digest = hashlib.sha256()
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    digest.update(json.dumps({k: config.get(k) for k in _IDENTITY}, sort_keys=True).encode())
-    for file in sorted(path.glob("*.safetensors")):
-        digest.update(f"{file.name}:{file.stat().st_size}".encode())
-        with file.open("rb") as stream:
-            for start in range(0, file.stat().st_size, max(file.stat().st_size // 64, 1 << 16)):
-                stream.seek(start)
-                digest.update(stream.read(1 << 12))
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        digest.update(json.dumps({k: config.get(k) for k in _IDENTITY}, sort_keys=True).encode())
+        for file in sorted(path.glob("*.safetensors")):
+            size = file.stat().st_size
+            digest.update(f"{file.name}:{size}".encode())
+            step, length = (size // 64, 1 << 12) if size > _WHOLE else (1 << 20, 1 << 20)
+            with file.open("rb") as stream:
+                for start in range(0, size, step):
+                    stream.seek(start)
+                    digest.update(stream.read(length))
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(f"The model in {path} cannot be read: {error}.") from error
     return digest.hexdigest()[:32]
 
 
+_WHOLE = 1 << 24
 _IDENTITY = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size")
 
 

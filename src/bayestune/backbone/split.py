@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -61,7 +62,7 @@ def resume_from(
         layers: its layers.
         first: index of the first adapted layer.
         hidden: states ``(B, T, D)`` as `enter_states` returned them.
-        inputs: the model's other keyword inputs (masks, positions); no ``input_ids``.
+        inputs: the model's other keyword inputs, the mask ``(B, T)`` among them; no ``input_ids``.
 
     Returns:
         The model's output.
@@ -70,15 +71,17 @@ def resume_from(
     def replace(
         _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        # The architecture may scale or shift inputs_embeds on the way; the kept states replace it.
         if args:
             return (hidden, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": hidden}
 
+    # Any ids do: what is looked up for them is replaced. Embeddings in their place would have to
+    # have the width that the architecture embeds in, which need not be that of its layers.
+    ids = torch.zeros_like(inputs["attention_mask"], dtype=torch.int64)  # (B, T)
     handle = layers[first].register_forward_pre_hook(replace, with_kwargs=True)
     try:
         with _stepped_over(layers, first):
-            return model(inputs_embeds=hidden, **inputs)
+            return model(input_ids=ids, **inputs)
     finally:
         handle.remove()
 

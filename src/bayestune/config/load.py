@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -85,7 +86,8 @@ def from_mapping(
     try:
         return cls(**values)
     except ConfigError as error:
-        raise ConfigError(f"{at}{error}") from None
+        section = "" if str(error).startswith(prefix) else f"{prefix.rstrip('.')}: "
+        raise ConfigError(f"{at}{section}{error}") from None
 
 
 def to_mapping(recipe: Recipe) -> dict[str, Any]:
@@ -108,12 +110,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}.") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-02-31
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
-        raise ConfigError(
-            f"{path}{line} is not valid YAML: {getattr(error, 'problem', error)}."
-        ) from None
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(f"{path}{line} is not valid YAML: {problem}.") from None
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -122,10 +123,13 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
-    """Turn ``["train.lr=1e-3", ...]`` into nested plain values; values are read as YAML.
+    """Turn ``["train.lr=1e-3", ...]`` into nested plain values.
+
+    Values are read as YAML. Where a key takes text, what is written is the text, unless it is
+    quoted, a list or null: templates hold braces, colons and ``#``, revisions look like numbers.
 
     Raises:
-        ConfigError: for a pair without ``=``.
+        ConfigError: for a pair without ``=``, or an unknown key.
     """
     flat: dict[str, Any] = {}
     for pair in pairs:
@@ -134,10 +138,13 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
             raise ConfigError(
                 f"override {pair!r} is not of the form key=value, as in train.lr=1e-3."
             )
+        full, text = full_key(key.strip()), text.strip()
         try:
-            flat[key.strip()] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            flat[key.strip()] = text
+            value = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError):
+            value = text
+        meant = text[:1] in "\"'" or _is_list(value) or (value is None and text[0] != "#")
+        flat[full] = value if meant or str not in _options(_hint(full)) else text
     return nest(flat)
 
 
@@ -154,19 +161,21 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge nested mappings; later ones win key by key."""
+    """Merge nested mappings; later ones win key by key, and an empty section changes nothing."""
     out: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
             below = out.get(key)
-            both = isinstance(value, Mapping) and isinstance(below, Mapping)
-            out[key] = merge(below, value) if both else value
+            if isinstance(below, Mapping) and (value is None or isinstance(value, Mapping)):
+                out[key] = merge(below, value or {})
+            else:
+                out[key] = value
     return out
 
 
 def _coerce(value: Any, hint: Any, key: str, at: str) -> Any:
     """Return ``value`` as one of the types of ``hint``; whole numbers count as real ones."""
-    options = typing.get_args(hint) if _is_union(hint) else (hint,)
+    options = _options(hint)
     literals = [
         word
         for option in options
@@ -188,15 +197,17 @@ def _coerce(value: Any, hint: Any, key: str, at: str) -> Any:
             return value
         if option is str and isinstance(value, str):
             return value
-        if option is str and isinstance(value, list | int) and not isinstance(value, bool):
-            return ",".join(str(v) for v in value) if isinstance(value, list) else str(value)
+        if option is str and isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        if option is str and isinstance(value, list) and _is_list(value):
+            return ",".join(str(v) for v in value)
     names = [repr(v) for v in literals]
     names += [_NAMES[o] for o in options if o in _NAMES]
     raise ConfigError(f"{at}{key} is {value!r}; expected {' or '.join(names)}.")
 
 
 _NAMES = {
-    float: "a number",
+    float: "a finite number",
     int: "a whole number",
     bool: "true or false",
     str: "text",
@@ -206,17 +217,30 @@ _NAMES = {
 
 def _number(value: Any) -> float | None:
     """Read a number; YAML 1.1 takes ``1e-3`` for text, people do not."""
-    if isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
-    if isinstance(value, int | float):
-        return float(value)
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return None
-    return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
 
 
-def _is_union(hint: Any) -> bool:
-    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(v, str | int) and not isinstance(v, bool) for v in value
+    )
+
+
+def _hint(key: str) -> Any:
+    """Return the type of a dotted key."""
+    hint: Any = Recipe
+    for part in key.split("."):
+        hint = typing.get_type_hints(hint)[part]
+    return hint
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    """Return the types of a union, or the one type."""
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return typing.get_args(hint) if union else (hint,)

@@ -86,10 +86,11 @@ class FinalizeConfig:
 
     refresh: Literal["auto", "none", "diagonal", "block"] = "auto"  # Laplace covariance at the mean
     precision: float | Literal["auto"] = "auto"  # of the refresh, in units of the prior's precision
+    scale: float | Literal["auto"] = "auto"  # factor on the trained standard deviations
     temperature: float | Literal["auto", "none"] = "auto"  # auto: by held-out likelihood
 
     def __post_init__(self) -> None:
-        for key in ("precision", "temperature"):
+        for key in ("precision", "scale", "temperature"):
             value = getattr(self, key)
             _check(
                 isinstance(value, str) or value > 0,

@@ -11,7 +11,7 @@ from bayestune.data.example import Example, Fields
 from bayestune.data.labels import LabelSet
 from bayestune.data.prompt import PromptConfig, render
 from bayestune.data.reading import TaskOptions
-from bayestune.data.rows import read_lines_tolerant, read_rows
+from bayestune.data.rows import open_tolerant, read_lines_tolerant, read_rows
 from bayestune.data.task import Task
 
 load_task = Task.load
@@ -28,6 +28,7 @@ __all__ = [
     "label_token_ids",
     "length_grouped_batches",
     "load_task",
+    "open_tolerant",
     "pad",
     "read_lines_tolerant",
     "read_rows",

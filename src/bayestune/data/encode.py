@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,16 @@ class Encoded:
     def lengths(self) -> list[int]:
         """The number of tokens of each prompt."""
         return [len(row) for row in self.ids]
+
+    def select(self, rows: Iterable[int]) -> Encoded:
+        """Return some prompts, in this order; how many of them were cut is not known."""
+        chosen = list(rows)
+        types = self.token_type_ids
+        return Encoded(
+            [self.ids[i] for i in chosen],
+            None if types is None else [types[i] for i in chosen],
+            0,
+        )
 
 
 def encode(

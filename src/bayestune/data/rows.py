@@ -105,6 +105,36 @@ def read_lines_tolerant(
             yield number, row
 
 
+def open_tolerant(source: str | Path) -> RowSource:
+    """Open a source whose bad records are yielded as errors instead of ending it.
+
+    Args:
+        source: a ``.csv`` or ``.parquet`` file, ``hf:NAME[/CONFIG][:SPLIT]``, or any other file or
+            pipe of JSON lines, whatever it is called.
+
+    Returns:
+        A source whose rows are pairs of a number and a row or its `DataError`.
+
+    Raises:
+        DataError: if the file is missing or a directory.
+    """
+    path = Path(source)
+    kind = path.suffix.lower()
+    if str(source).startswith("hf:") or kind == ".parquet":
+        return open_rows(source)
+    _check_file(path)
+    rows = _csv_tolerant(path) if kind == ".csv" else _jsonl_tolerant(path)
+    return RowSource(str(source), "line", rows, untyped=kind == ".csv", folder=path.parent)  # pyright: ignore[reportArgumentType]
+
+
+def _jsonl_tolerant(path: Path) -> Iterator[tuple[int, Row | DataError]]:
+    try:
+        with path.open("rb") as stream:
+            yield from read_lines_tolerant(stream, str(path))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
+
+
 def parse_line(line: bytes | str, where: str, first: bool = False) -> Row | None:
     """Return the JSON object on a line, or None where the line is blank.
 
@@ -183,25 +213,54 @@ def _jsonl_rows(path: Path) -> Numbered:
 
 
 def _csv_rows(path: Path) -> Numbered:
-    lines = (_decode(line, f"{path} line {n}", n == 1) for n, line in _lines(path))
-    reader = csv.reader(lines, strict=True)
+    for number, row in _csv_tolerant(path):
+        if isinstance(row, DataError):
+            raise row
+        yield number, row
+
+
+def _csv_tolerant(path: Path) -> Iterator[tuple[int, Row | DataError]]:
+    """Yield a row or the error of each record; only a bad header ends it."""
+    bad: dict[int, DataError] = {}
+
+    def decoded() -> Iterator[str]:
+        for n, line in _lines(path):
+            try:
+                yield _decode(line, f"{path} line {n}", n == 1)
+            except DataError as error:
+                bad[n] = error
+                yield "\n"
+
+    reader = csv.reader(decoded(), strict=True)
     header: list[str] | None = None
     while True:
         number = reader.line_num + 1
+        problem: DataError | None = None
+        cells: list[str] = []
         try:
             cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            raise DataError(f"{path} line {number}: not valid CSV ({error}).") from error
-        if not cells or (len(cells) == 1 and not cells[0].strip() and len(header or "ab") > 1):
+            problem = DataError(f"{path} line {number}: not valid CSV ({error}).")
+        # A record may span lines; the first that is not text is what is wrong with it.
+        spanned = range(number, reader.line_num + 1)
+        problem = next((bad[n] for n in spanned if n in bad), problem)
+        if problem is not None:
+            if header is None:
+                raise problem
+            yield number, problem
+        elif not cells or (len(cells) == 1 and not cells[0].strip() and len(header or "ab") > 1):
             continue
-        if header is None:
+        elif header is None:
             header = _checked_header(cells, f"{path} line {number}")
         elif len(cells) != len(header):
-            raise DataError(
-                f"{path} line {number}: {len(cells)} cells, but the header names {len(header)}; "
-                "put cells that hold commas in double quotes."
+            yield (
+                number,
+                DataError(
+                    f"{path} line {number}: {len(cells)} cells, but the header names "
+                    f"{len(header)}; put cells that hold commas in double quotes."
+                ),
             )
         else:
             yield number, dict(zip(header, cells, strict=True))

@@ -117,14 +117,24 @@ class Task:
         labels = like.labels if like is not None else LabelSet((), ())
         return cls("classification", tuple(p.example for p in parsed), labels, columns, "texts")
 
-    def parse(self, row: Mapping[str, Any], number: int = 1, where: str = "") -> Example:
+    def parse(
+        self, row: Mapping[str, Any], number: int = 1, where: str = "", *, untyped: bool = False
+    ) -> Example:
         """Read one more row as this task reads its own, labels not required.
+
+        Args:
+            row: the cells by column.
+            number: the id of a row without one.
+            where: how errors name the row.
+            untyped: whether every cell is text, as in CSV.
 
         Raises:
             DataError: naming ``where`` (or the row's number) and what is wrong.
         """
         where = where or f"row {number}"
-        parsed = read_example(row, number, where, self.kind, self.fields, strict=False)
+        parsed = read_example(
+            row, number, where, self.kind, self.fields, strict=False, untyped=untyped
+        )
         if self.kind == "choice":
             return check_choices([parsed], self.labels)[0]
         return assign([parsed], self.labels, strict=False, check_names=True)[0]

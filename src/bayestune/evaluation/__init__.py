@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from bayestune.evaluation.evaluate import Evaluation, detection, evaluate
+from bayestune.evaluation.evaluate import Evaluation, detection, evaluate, score
 
-__all__ = ["Evaluation", "detection", "evaluate"]
+__all__ = ["Evaluation", "detection", "evaluate", "score"]

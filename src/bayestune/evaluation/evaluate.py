@@ -110,6 +110,22 @@ def evaluate(
         name: model.predict(texts, batch_size, progress=progress)
         for name, texts in (ood or {}).items()
     }
+    return score(prediction, targets, others)
+
+
+def score(
+    prediction: Prediction,
+    targets: torch.Tensor,
+    others: Mapping[str, Prediction] | None = None,
+) -> Evaluation:
+    """Return the metrics of predictions that are already there; see `evaluate`.
+
+    Args:
+        prediction: of N labelled rows.
+        targets: their class indices ``(N,)``.
+        others: predictions on out-of-distribution rows, by name.
+    """
+    others = dict(others or {})
     probs = prediction.probs
     confidence, correct = metrics.top_label(probs, targets)
     nll = metrics.nll(probs, targets, reduction="none")
@@ -123,7 +139,7 @@ def evaluate(
         "brier": metrics.mean_interval(brier),
     }
     return Evaluation(
-        n=len(data),
+        n=len(prediction),
         accuracy=metrics.accuracy(probs, targets),
         nll=float(nll.mean()),
         ece=metrics.ece(probs, targets),

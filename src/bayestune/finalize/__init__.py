@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from bayestune.finalize.features import Features
-from bayestune.finalize.laplace import Candidate, refresh
-from bayestune.finalize.temperature import fit_temperature, held_out_nll, predictive_at
+from bayestune.finalize.select import Candidate, select
+from bayestune.finalize.temperature import fit_temperature, held_out_nll, item_nll, predictive_at
 
 __all__ = [
     "Candidate",
     "Features",
     "fit_temperature",
     "held_out_nll",
+    "item_nll",
     "predictive_at",
-    "refresh",
+    "select",
 ]

@@ -33,10 +33,15 @@ def predictive_at(
     return Predictive.from_moments(mu / temperature, var / temperature**2, mask=mask)
 
 
+def item_nll(probs: Tensor, labels: Tensor) -> Tensor:
+    """Return the negative log-likelihood of each row in nats ``(N,)``, in float64."""
+    picked = probs.double().gather(1, labels[:, None]).flatten()  # (N,)
+    return -picked.clamp_min(1e-300).log()
+
+
 def held_out_nll(probs: Tensor, labels: Tensor) -> float:
     """Return the mean negative log-likelihood in nats, accumulated in float64."""
-    picked = probs.double().gather(1, labels[:, None]).clamp_min(1e-300)  # (N, 1)
-    return float(-picked.log().mean())
+    return float(item_nll(probs, labels).mean())
 
 
 def fit_temperature(

@@ -113,6 +113,8 @@ class GaussianHead(nn.Module):
     def set_feature_energy(self, h_or_value: Tensor | float) -> None:
         """Measure E‖h‖² and set prior variance and initial deviation by it, before training.
 
+        A dense posterior becomes diagonal again: only that family is trained.
+
         Args:
             h_or_value: training features ``(N, D)``, or the energy itself.
 
@@ -121,6 +123,7 @@ class GaussianHead(nn.Module):
         """
         measured = energy.measure(h_or_value)
         self.feature_energy.fill_(measured)
+        self.factor = None
         self._set_scales(measured)
 
     def lr_factors(self) -> dict[str, float]:

@@ -11,7 +11,7 @@ from bayestune.backbone import Base, Source, adapt, output_rows
 from bayestune.config import FinalizeConfig, PredictConfig, Recipe
 from bayestune.data import Example, Task, label_token_ids, render
 from bayestune.errors import ConfigError
-from bayestune.finalize import Features, fit_temperature, predictive_at, refresh
+from bayestune.finalize import Features, fit_temperature, predictive_at, select
 from bayestune.head import GaussianHead, LinearHead
 from bayestune.methods.contract import Parts, Terms
 from bayestune.posterior.predictive import Predictive
@@ -66,39 +66,26 @@ def loss(head: nn.Module, batch: Features) -> Terms:
 def finalize(
     head: nn.Module, fit: Features, held_out: Features | None, config: FinalizeConfig
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Refresh the covariance and fold one temperature into the posterior, as the recipe says.
+    """Choose the covariance and fold one temperature into the posterior, as the recipe says.
 
-    A point head that is refreshed becomes a Gaussian one around the same mean.
+    A point head that is to be refreshed becomes a Gaussian one around the same mean.
     """
-    refreshing = config.refresh != "none" and not (
-        config.refresh == "auto" and isinstance(head, LinearHead)
-    )
-    choosing = config.temperature == "auto" or (refreshing and config.precision == "auto")
-    if choosing and held_out is None:
-        raise ConfigError(
-            "finalize.temperature and finalize.precision are chosen on held-out rows: give a "
-            "validation set or train.hold_out above 0, or set both to numbers or none."
-        )
-    report: dict[str, Any] = {"refresh": "none", "precision": None, "temperature": 1.0}
-    if refreshing:
-        gaussian = head if isinstance(head, GaussianHead) else _gaussian_around(head, fit)
-        tried, chosen = refresh(
-            gaussian,
-            fit,
-            held_out,
-            mode=config.refresh,
-            precision=config.precision,
-            temperature=config.temperature,
-        )
-        head, temperature = gaussian, chosen.temperature
-        report["refresh"] = gaussian.family if chosen.precision is not None else "none"
-        report["precision"] = chosen.precision
-        report["tried"] = [vars(candidate) for candidate in tried]
-    elif config.temperature == "auto" and held_out is not None:
+    report: dict[str, Any] = {"covariance": "none", "value": None}
+    if isinstance(head, LinearHead) and config.refresh in ("block", "diagonal"):
+        head = _gaussian_around(head, fit)
+    if isinstance(head, GaussianHead):
+        tried, chosen = select(head, fit, held_out, config)
+        report = {**vars(chosen), "family": head.family, "tried": [vars(c) for c in tried]}
+        temperature = chosen.temperature
+    elif config.temperature == "auto":
+        if held_out is None:
+            raise ConfigError(
+                "finalize.temperature=auto is fitted on held-out rows: give a validation set or "
+                "train.hold_out above 0, or fix it."
+            )
         with torch.no_grad():
-            mu, var = head.moments(held_out.phi)  # pyright: ignore[reportCallIssue]
-        spread = var if isinstance(head, GaussianHead) else None
-        temperature, _ = fit_temperature(mu, spread, held_out.labels, held_out.mask)
+            mu, _ = head.moments(held_out.phi)  # pyright: ignore[reportCallIssue]
+        temperature, _ = fit_temperature(mu, None, held_out.labels, held_out.mask)
     else:
         temperature = 1.0 if config.temperature == "none" else float(config.temperature)
     head.fold_temperature(temperature)  # pyright: ignore[reportCallIssue]
@@ -120,7 +107,7 @@ def predict(
 
 def _gaussian_around(head: nn.Module, fit: Features) -> GaussianHead:
     """Return a Gaussian head with the same mean, its prior in the units of these features."""
-    weight: Tensor = head.weight.detach()  # pyright: ignore[reportAssignmentType]
+    weight: Tensor = head.weight.detach()  # pyright: ignore
     gaussian = GaussianHead(in_features=weight.shape[1], num_classes=weight.shape[0])
     gaussian.set_feature_energy(fit.phi)
     with torch.no_grad():

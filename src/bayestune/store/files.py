@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from bayestune.errors import StoreError
 
 
@@ -74,18 +76,29 @@ def new_folder(path: Path) -> Iterator[Path]:
                 with file.open("rb") as stream:
                     os.fsync(stream.fileno())
         staging.chmod(0o755)
-        old = staging.with_name(staging.name + ".old")
-        if path.exists():
-            path.replace(old)
-        staging.replace(path)
-        shutil.rmtree(old, ignore_errors=True)
+        _swap(staging, path)
     except StoreError:
         raise
-    except OSError as error:
-        raise StoreError(f"{path} could not be written: {error.strerror or error}.") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StoreError(f"{path} could not be written: {reason}.") from error
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def _swap(staging: Path, path: Path) -> None:
+    old = staging.with_name(staging.name + ".old")
+    had = path.exists()
+    if had:
+        path.replace(old)
+    try:
+        staging.replace(path)
+    except BaseException:
+        if had:
+            old.replace(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def checksum(path: Path) -> str:

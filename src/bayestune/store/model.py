@@ -8,7 +8,6 @@ tokenizer files                                    so that the folder stands alo
 
 from __future__ import annotations
 
-import platform
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,15 @@ from torch import Tensor
 
 from bayestune import methods
 from bayestune.backbone import resolve
-from bayestune.config import Recipe, from_mapping, to_mapping
+from bayestune.config import Recipe, from_mapping
 from bayestune.data import Task
 from bayestune.errors import BayestuneError, ModelError, StoreError
 from bayestune.head import GaussianHead, LinearHead
 from bayestune.metrics import Density
 from bayestune.model import BayesModel, assemble
-from bayestune.store.files import checksum, new_folder, read_json, verify, write_json
-from bayestune.version import __version__
+from bayestune.store.files import checksum, new_folder, verify, write_json
+from bayestune.store.manifest import MANIFEST, manifest_of, model_folder, read_manifest
 
-FORMAT = 1
-MANIFEST = "bayestune.json"
 ADAPTER = "adapter_model.safetensors"
 POSTERIOR = "posterior.safetensors"
 _DENSITY = "density."
@@ -48,9 +45,14 @@ def save(model: BayesModel, path: str | Path) -> Path:
         The folder.
 
     Raises:
-        StoreError: if it cannot be written.
+        StoreError: if it cannot be written, or other files lie there, which would be lost.
     """
     path = Path(path)
+    if path.exists() and not (path / MANIFEST).is_file() and not _is_empty(path):
+        raise StoreError(
+            f"{path} holds something else than a model; give a new folder, or one that holds a "
+            "model to replace."
+        )
     with new_folder(path) as folder:
         model.backbone.peft_model.save_pretrained(folder)
         save_file(_without_posterior(load_file(folder / ADAPTER)), folder / ADAPTER, _METADATA)
@@ -59,7 +61,7 @@ def save(model: BayesModel, path: str | Path) -> Path:
         for file in folder.iterdir():
             file.chmod(0o644)
         checksums = {name: checksum(folder / name) for name in _CHECKED}
-        write_json(folder / MANIFEST, _manifest(model, checksums))
+        write_json(folder / MANIFEST, manifest_of(model, checksums))
     return path
 
 
@@ -76,24 +78,19 @@ def load(path: str | Path, *, base: str | None = None, device: str | None = None
         ModelError: if the backbone is another one.
     """
     folder = model_folder(path)
-    manifest = read_json(folder / MANIFEST)
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else None
-        raise StoreError(
-            f"{folder / MANIFEST} has format {found!r}; this version reads {FORMAT}. Install the "
-            f"bayestune that wrote it ({_written_by(manifest)}) or train again."
-        )
+    manifest = read_manifest(folder)
     try:
         recipe = _recipe(manifest, base, device)
         task = Task.from_schema(manifest["task"])
-        verify(folder, manifest["checksums"])
+        fingerprint, head = manifest["base"]["fingerprint"], dict(manifest["head"])
+        verify(folder, dict.fromkeys(_CHECKED, "") | manifest["checksums"])
     except (KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{folder / MANIFEST} is damaged: {error} is missing or wrong.") from error
     source = resolve(recipe.model, recipe.revision)
-    if source.fingerprint != manifest["base"]["fingerprint"]:
+    if source.fingerprint != fingerprint:
         raise ModelError(
             f"The backbone {recipe.model!r} is not the one that {folder} was trained on "
-            f"({source.fingerprint} instead of {manifest['base']['fingerprint']})."
+            f"({source.fingerprint} instead of {fingerprint})."
         )
     model = assemble(recipe, task)
     try:
@@ -101,31 +98,11 @@ def load(path: str | Path, *, base: str | None = None, device: str | None = None
         posterior = load_file(folder / POSTERIOR)
     except (SafetensorError, OSError) as error:
         raise StoreError(f"{folder} is damaged: {error}.") from error
-    _restore_head(model, manifest["head"], posterior)
+    _restore_head(model, head, posterior)
     _restore_adapter(model, stored, posterior, folder)
-    model.density = _density(posterior)
+    model.density = _density(posterior, len(task.labels), model.head.in_features)  # pyright: ignore
     model.notes = manifest.get("notes", {})
     return model
-
-
-def model_folder(path: str | Path) -> Path:
-    """Return the folder of the model, given it or the run around it.
-
-    Raises:
-        StoreError: if neither is there.
-    """
-    path = Path(path)
-    for folder in (path, path / "model"):
-        if (folder / MANIFEST).is_file():
-            return folder
-    if not path.exists():
-        raise StoreError(f"{path} does not exist; expected a run or a model saved by bayestune.")
-    if (path / "adapter_config.json").is_file():
-        raise StoreError(f"{path} is a PEFT adapter without {MANIFEST}: it has no posterior.")
-    hint = ""
-    if (path / "checkpoint").is_dir():
-        hint = " Its training did not finish: continue it with bayestune train --resume."
-    raise StoreError(f"{path} is not a run: it has no {MANIFEST} and no model/{MANIFEST}.{hint}")
 
 
 def _without_posterior(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -142,37 +119,6 @@ def _posterior_tensors(model: BayesModel) -> dict[str, Tensor]:
         for name in ("means", "whitening", "present"):
             tensors[_DENSITY + name] = getattr(model.density, name)
     return {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-
-
-def _manifest(model: BayesModel, checksums: dict[str, str]) -> dict[str, Any]:
-    import peft
-    import transformers
-
-    head: dict[str, Any] = {"kind": type(model.head).__name__}
-    if isinstance(model.head, GaussianHead):
-        head |= {"family": model.head.family, "prior": model.head.prior}
-    return {
-        "format": FORMAT,
-        "method": model.method.name,
-        "head": head,
-        "task": model.task.schema(),
-        "pooling": model.backbone.pooling,
-        "base": {
-            "name": model.source.name,
-            "revision": model.source.revision,
-            "fingerprint": model.source.fingerprint,
-        },
-        "recipe": to_mapping(model.recipe),
-        "notes": model.notes,
-        "versions": {
-            "bayestune": __version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "peft": peft.__version__,
-            "python": platform.python_version(),
-        },
-        "checksums": checksums,
-    }
 
 
 def _recipe(manifest: dict[str, Any], base: str | None, device: str | None) -> Recipe:
@@ -228,16 +174,18 @@ def _restore_adapter(
         model.head.weight.copy_(mean)  # pyright: ignore
 
 
-def _density(posterior: dict[str, Tensor]) -> Density | None:
+def _density(posterior: dict[str, Tensor], classes: int, width: int) -> Density | None:
     parts = {k.removeprefix(_DENSITY): v for k, v in posterior.items() if k.startswith(_DENSITY)}
-    return Density(**parts) if parts else None
+    if not parts:
+        return None
+    shapes = {"means": (classes, width), "whitening": (width, width), "present": (classes,)}
+    if {name: tuple(part.shape) for name, part in parts.items()} != shapes:
+        raise StoreError(f"{POSTERIOR} has a feature density of other classes or features.")
+    return Density(**parts)
 
 
-def _written_by(manifest: Any) -> str:
-    try:
-        return str(manifest["versions"]["bayestune"])
-    except (KeyError, TypeError):
-        return "unknown version"
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
-__all__ = ["load", "model_folder", "save"]
+__all__ = ["MANIFEST", "load", "model_folder", "save"]

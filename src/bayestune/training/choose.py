@@ -62,18 +62,20 @@ def choose_kappa(
 def delivered_nll(
     method: Method, head: nn.Module, rows: Features, predict: PredictConfig, *, tempered: bool
 ) -> float:
-    """Return the held-out NLL of the predictive as it will be delivered, in nats per row.
+    """Return the held-out NLL that stands for what will be delivered, in nats per row.
+
+    Where covariance and temperature are still to be chosen, the mean at its best temperature is
+    what they cannot make worse, and costs no sampling.
 
     Args:
         method: predicts.
         head: the head as trained so far.
         rows: held-out features.
         predict: how logits become probabilities.
-        tempered: whether one temperature will be fitted afterwards.
+        tempered: whether a temperature will be fitted afterwards.
     """
-    if not tempered:
-        return held_out_nll(method.predict(head, rows.phi, predict, rows.mask).probs, rows.labels)
-    with torch.no_grad():
-        mu, var = head.moments(rows.phi)  # pyright: ignore[reportCallIssue]
-    spread = var if isinstance(head, GaussianHead) else None
-    return fit_temperature(mu, spread, rows.labels, rows.mask)[1]
+    if tempered:
+        with torch.no_grad():
+            mu, _ = head.moments(rows.phi)  # pyright: ignore[reportCallIssue]
+        return fit_temperature(mu, None, rows.labels, rows.mask)[1]
+    return held_out_nll(method.predict(head, rows.phi, predict, rows.mask).probs, rows.labels)

@@ -185,7 +185,12 @@ class Loop:
     def _clip(self) -> float:
         parameters = [p for g in self.adapter.param_groups for p in g["params"]]
         limit = self.config.clip or math.inf
-        return float(torch.nn.utils.clip_grad_norm_(parameters, limit, error_if_nonfinite=True))
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+        if not math.isfinite(norm):
+            raise NumericsError(
+                f"The adapter's gradient is {norm} at step {self.step}; lower train.lr."
+            )
+        return norm
 
     def state(self) -> dict[str, Any]:
         """Return the positions of the schedule, JSON-ready."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,8 +45,8 @@ class Rows:
         return Features(phi, labels, pick(self.mask), pick(self.weights))
 
     def features(self, phi: Tensor) -> Features:
-        """Return the features of all rows with their labels."""
-        return Features(phi, self.labels, self.mask, self.weights)
+        """Return the features of all rows with their labels, on the features' device."""
+        return self.batch(phi, range(len(self)))
 
 
 def prepare(model: BayesModel, task: Task, class_weights: str = "none") -> Rows:
@@ -94,7 +95,7 @@ def sample_weights(spec: str, names: LabelSet, labels: Tensor) -> Tensor | None:
                 per_class[names.index(name.strip())] = weight = float(value)
             except (ValueError, DataError) as error:
                 raise ConfigError(f"train.class_weights: {pair.strip()!r}: {error}") from error
-            if not equals or not weight > 0:
+            if not equals or not 0 < weight < math.inf:
                 raise ConfigError(f"train.class_weights: {pair.strip()!r} is not name=weight.")
     rows = per_class[labels]
     return (rows / rows.mean()).float()

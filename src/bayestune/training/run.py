@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,23 +48,38 @@ class Journal:
     def __init__(self, out: Path | None) -> None:
         self.out = out
 
-    def open(self, recipe: Recipe, facts: Mapping[str, Any], *, fresh: bool) -> None:
+    @property
+    def checkpoint(self) -> Path | None:
+        """Where the state of an unfinished training lies."""
+        return None if self.out is None else self.out / "checkpoint"
+
+    def open(
+        self, recipe: Recipe, facts: Mapping[str, Any], *, resumed: bool, overwrite: bool
+    ) -> None:
         """Create the folder, or continue in it.
 
         Raises:
-            StoreError: if a fresh run is asked for where one lies already.
+            StoreError: if a new run is asked for where one lies already.
         """
         if self.out is None:
             return
-        if fresh and any((self.out / name).exists() for name in ("model", "checkpoint")):
+        lies = any((self.out / name).exists() for name in ("model", "checkpoint"))
+        if lies and not resumed and not overwrite:
             raise StoreError(
                 f"{self.out} already holds a run; give another folder, --resume to continue it or "
                 "--overwrite to replace it."
             )
         write_text(self.out / "recipe.yaml", yaml.safe_dump(to_mapping(recipe), sort_keys=False))
         write_json(self.out / "env.json", {**environment(), **facts})
-        if fresh:
+        if not resumed:
+            # An earlier model stays until the new one is complete; a state to resume from does not.
+            self.close()
             write_text(self.out / "metrics.jsonl", "")
+
+    def close(self) -> None:
+        """Remove the checkpoint: there is nothing left to continue."""
+        if self.checkpoint is not None:
+            shutil.rmtree(self.checkpoint, ignore_errors=True)
 
     def line(self, row: Mapping[str, Any]) -> None:
         """Append one row of numbers to ``metrics.jsonl``."""

@@ -1,0 +1,254 @@
+"""PoLAR-VBLL against LoRA and its simple cures, on SST-2, TREC and CLINC150 with SmolLM2-135M.
+
+Every trained configuration gets the same number of learning rates on seed 0, chosen by the held-out
+negative log-likelihood of what it delivers; then all seeds run at the chosen rate. Each cell is
+written as it finishes and skipped when it is there, so the command can be stopped and repeated. The
+test set is read once per cell, after everything is chosen.
+
+    python bench/compare.py --data DATA --out docs/results/cells [--tasks sst2,trec,clinc150]
+
+DATA holds sst2/, trec/ and clinc150/ as JSONL (id, text, label) with labels.json, as in
+docs/results/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import random
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bayestune.backbone import PrefixCache
+from bayestune.config import FinalizeConfig, merge
+from bayestune.data import Task
+from bayestune.evaluation import Evaluation, score
+from bayestune.model import BayesModel, build
+from bayestune.progress import shown
+from bayestune.store.files import write_json
+from bayestune.training.checkpoint import restore, trainable
+from bayestune.training.fit import Session
+from bayestune.training.run import Journal, environment
+
+#: Shared by every configuration: what is adapted, for how long, in what batches.
+SETTINGS: dict[str, Any] = {
+    "adapter": {"layers": "top:6", "rank": 8, "targets": "auto"},
+    "train": {"batch_size": 16},
+}
+EPOCHS = {"sst2": 8, "trec": 8, "clinc150": 5}
+#: Trained configurations: the method, its recipe and its learning rates (equal in number).
+TRAINED: dict[str, tuple[str, dict[str, Any], tuple[float, ...]]] = {
+    "lora": ("mle", {}, (2e-4, 5e-4, 1e-3)),
+    "polar": ("mle", {"adapter": {"kind": "polar"}}, (1e-3, 2e-3, 4e-3)),
+    "polar_vbll": ("polar_vbll", {}, (1e-3, 2e-3, 4e-3)),
+}
+_NONE = FinalizeConfig(refresh="none", scale=1.0, temperature="none")
+_TEMPERATURE = FinalizeConfig(refresh="none", temperature="auto")
+_REFRESH = FinalizeConfig(refresh="auto", temperature="auto")
+_LAPLACE = FinalizeConfig(refresh="block", temperature="none")
+_LAPLACE_MANY = FinalizeConfig(refresh="diagonal", temperature="none")
+#: Rows of the table: the trained configuration, which epoch, and the finaliser.
+ROWS: dict[str, tuple[str, str, FinalizeConfig]] = {
+    "LoRA": ("lora", "last", _NONE),
+    "LoRA, early-stopped": ("lora", "best", _NONE),
+    "LoRA + temperature": ("lora", "last", _TEMPERATURE),
+    "LoRA, early-stopped + temperature": ("lora", "best", _TEMPERATURE),
+    "LoRA + Laplace refresh": ("lora", "last", _LAPLACE),
+    "PoLAR + linear head": ("polar", "last", _NONE),
+    "PoLAR-VBLL, no refresh": ("polar_vbll", "best", _TEMPERATURE),
+    "PoLAR-VBLL": ("polar_vbll", "best", _REFRESH),
+}
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Training, held-out, test and out-of-distribution rows of one task and seed."""
+
+    train: Task
+    val: Task
+    test: Task
+    ood: dict[str, Task]
+
+
+def load_splits(folder: Path, name: str, seed: int) -> Splits:
+    """Read a task; the seed draws the training rows, test rows that stand among them are dropped."""
+    rng = random.Random(seed)
+    if name == "sst2":
+        pool = Task.load(folder / "sst2/train.jsonl")
+        train = pool.select(sorted(rng.sample(range(len(pool)), 640)))
+        val = Task.load(folder / "sst2/dev.jsonl", like=train)
+        test = Task.load(folder / "sst2/test.jsonl", like=train)
+        ood = {"trec": _outside(folder / "trec/test.jsonl")}
+    elif name == "trec":
+        pool = Task.load(folder / "trec/train.jsonl")
+        drawn = rng.sample(range(len(pool)), 1140)
+        train, val = pool.select(sorted(drawn[:640])), pool.select(sorted(drawn[640:]))
+        test = Task.load(folder / "trec/test.jsonl", like=train)
+        ood = {"sst2": _outside(folder / "sst2/glue_validation.jsonl")}
+    elif name == "clinc150":
+        pool = Task.load(folder / "clinc150/train.jsonl")
+        by_class: dict[int, list[int]] = {}
+        order = list(range(len(pool)))
+        rng.shuffle(order)
+        for i in order:
+            by_class.setdefault(pool.targets[i], []).append(i)
+        train = pool.select(sorted(i for rows in by_class.values() for i in rows[:20]))
+        val = Task.load(folder / "clinc150/val.jsonl", like=train)
+        val = val.select(sorted(rng.sample(range(len(val)), 1500)))
+        test = Task.load(folder / "clinc150/test.jsonl", like=train)
+        ood = {"oos": _outside(folder / "clinc150/oos_test.jsonl")}
+    else:
+        raise SystemExit(f"unknown task {name!r}; known: {', '.join(EPOCHS)}")
+    seen = {e.text for e in train} | {e.text for e in val}
+    keep = [i for i, e in enumerate(test) if e.text not in seen]
+    return Splits(train, val, test.select(keep), ood)
+
+
+def _outside(path: Path) -> Task:
+    return Task.load(path, label=None, require_labels=False, labels=("a", "b"))
+
+
+def train_one(
+    splits: Splits, name: str, task: str, lr: float, seed: int, cache: PrefixCache | None
+) -> tuple[BayesModel, Session, PrefixCache | None, float]:
+    """Train one configuration; return the model, its session, the cache and the seconds."""
+    method, recipe, _ = TRAINED[name]
+    config = merge(SETTINGS, {"train": {"epochs": EPOCHS[task], "lr": lr, "keep": "last"}}, recipe)
+    model = build(method, base="smollm2-135m", labels=splits.train, config=config, seed=seed)
+    model.cache = cache or model.new_cache()
+    session = Session(model, splits.train, splits.val, Journal(None), shown)
+    start = time.monotonic()
+    session.optimise()
+    return model, session, model.cache, time.monotonic() - start
+
+
+def chosen_rate(out: Path, data: Path, task: str, name: str) -> float:
+    """Return the learning rate with the lowest held-out NLL on seed 0, trying each once."""
+    tried: dict[float, float] = {}
+    for lr in TRAINED[name][2]:
+        file = out / task / f"lr-{name}-{lr:g}.json"
+        if not file.is_file():
+            splits = load_splits(data, task, 0)
+            _, session, _, seconds = train_one(splits, name, task, lr, 0, CACHES.get((task, 0)))
+            CACHES[task, 0] = session.model.cache
+            history = session.history
+            best = min(row["val_nll"] for row in history)
+            nll = best if name == "polar_vbll" else history[-1]["val_nll"]
+            write_json(
+                file,
+                {
+                    "lr": lr,
+                    "val_nll": nll,
+                    "best_val_nll": best,
+                    "kl": session.kappa,
+                    "seconds": seconds,
+                    "history": history,
+                },
+            )
+        tried[lr] = json.loads(file.read_text())["val_nll"]
+    best_lr = min(tried, key=tried.__getitem__)
+    print(f"{task} {name}: {tried} -> {best_lr:g}", flush=True)
+    return best_lr
+
+
+#: Frozen states by task and seed, shared by all configurations of this process.
+CACHES: dict[tuple[str, int], PrefixCache | None] = {}
+
+
+def run_seed(out: Path, data: Path, task: str, seed: int, rates: dict[str, float]) -> None:
+    """Train every configuration on one seed and write a cell per row of the table."""
+    splits = load_splits(data, task, seed)
+    for name, lr in rates.items():
+        rows = {row: spec for row, spec in ROWS.items() if spec[0] == name}
+        files = {row: out / task / f"seed{seed}-{_slug(row)}.json" for row in rows}
+        if all(file.is_file() for file in files.values()):
+            continue
+        model, session, cache, seconds = train_one(
+            splits, name, task, lr, seed, CACHES.get((task, seed))
+        )
+        CACHES[task, seed] = cache
+        last = trainable(model.backbone, model.head)
+        for row, (_, epoch, finalizer) in rows.items():
+            restore(model.backbone, model.head, session.best_tensors if epoch == "best" else last)
+            cell = finish(model, session, splits, finalizer)
+            cell |= {
+                "row": row,
+                "task": task,
+                "seed": seed,
+                "lr": lr,
+                "kl": session.kappa,
+                "epochs": EPOCHS[task],
+                "train_seconds": seconds,
+                "history": session.history,
+                "environment": environment(),
+            }
+            write_json(files[row], cell)
+            print(
+                f"{task} seed {seed} {row}: acc {cell['accuracy']:.4f} nll {cell['nll']:.4f} "
+                f"ece {cell['ece']:.4f} ood {cell['ood']}",
+                flush=True,
+            )
+
+
+def finish(
+    model: BayesModel, session: Session, splits: Splits, finalizer: FinalizeConfig
+) -> dict[str, Any]:
+    """Apply one finaliser to a copy of the trained head and read the test set."""
+    head = copy.deepcopy(model.head)
+    if finalizer is _LAPLACE and len(model.labels) * model.head.in_features**2 > 2**24:
+        finalizer = _LAPLACE_MANY
+    fit_rows = session.rows.features(session.features(session.rows))
+    val_rows = session.val.features(session.features(session.val)) if session.val else None
+    head, report = model.method.finalize(head, fit_rows, val_rows, finalizer)
+    finished = copy.copy(model)
+    finished.head = head
+    finished.density = session.density(fit_rows)
+    sets = {"": splits.test, **splits.ood}
+    features = {}
+    for name, task in sets.items():
+        reader = model.reader()
+        encoded = model.encode(replace(task, labels=model.labels, fields=model.task.fields))
+        reader.fill(encoded, progress=shown, label=f"frozen layers, {name or 'test'}")
+        features[name] = reader.features(encoded)
+    targets = torch.tensor(splits.test.targets)
+    inside = finished.predict_features(features.pop(""))
+    result: Evaluation = score(
+        inside, targets, {name: finished.predict_features(phi) for name, phi in features.items()}
+    )
+    losses = -inside.probs.double().gather(1, targets[:, None]).clamp_min(1e-300).log().flatten()
+    return {
+        **result.to_json(),
+        "losses": [round(x, 6) for x in losses.tolist()],
+        "correct": (inside.indices == targets).int().tolist(),
+        "finalizer": report,
+    }
+
+
+def _slug(row: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in row.lower()).strip("_")
+
+
+def main() -> None:
+    """Run all cells that are not there yet."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("docs/results/cells"))
+    parser.add_argument("--tasks", default=",".join(EPOCHS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    for task in arguments.tasks.split(","):
+        rates = {n: chosen_rate(arguments.out, arguments.data, task, n) for n in TRAINED}
+        for seed in range(arguments.seeds):
+            run_seed(arguments.out, arguments.data, task, seed, rates)
+            CACHES.pop((task, seed), None)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""What reaches the terminal: results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from typing import Any, TextIO
+
+import typer
+
+from bayestune.cli.options import debugging
+from bayestune.errors import NumericsError
+
+log = logging.getLogger("bayestune.cli")
+
+
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Writes plain lines to whatever stderr is at the time."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
+@contextmanager
+def logging_to_stderr() -> Iterator[None]:
+    """Show what bayestune logs: through rich on a terminal, as plain lines elsewhere."""
+    logger = logging.getLogger("bayestune")
+    level, handler = logger.level, _handler()
+    logger.addHandler(handler)
+    if level == logging.NOTSET:
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def _handler() -> logging.Handler:
+    if not sys.stderr.isatty():
+        return _Stderr()
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    return RichHandler(
+        console=Console(stderr=True), show_time=False, show_level=False, show_path=False
+    )
+
+
+@contextmanager
+def quiet(ctx: typer.Context) -> Iterator[None]:
+    """Keep other libraries' bars, reports and warnings away, and their prints off stdout.
+
+    Downloads keep their bars, because they take long. Nothing is hidden with ``--debug``; warnings
+    asked for with ``python -W`` stay.
+    """
+    with redirect_stdout(sys.stderr):
+        if debugging(ctx):
+            yield
+            return
+        from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+        from transformers.utils import logging as hf
+
+        downloads, bars, verbosity = (
+            not are_progress_bars_disabled(),
+            hf.is_progress_bar_enabled(),
+            hf.get_verbosity(),
+        )
+        hf.disable_progress_bar()
+        if downloads:
+            enable_progress_bars()
+        hf.set_verbosity_error()
+        try:
+            with warnings.catch_warnings():
+                if not sys.warnoptions:
+                    warnings.simplefilter("ignore")
+                yield
+        finally:
+            hf.set_verbosity(verbosity)
+            if bars and downloads:
+                hf.enable_progress_bar()
+
+
+def complain(sentence: str) -> None:
+    """Write the one sentence with which a verb fails."""
+    print(f"bayestune: {sentence}", file=sys.stderr, flush=True)
+
+
+def emit(text: str, stream: TextIO | None = None) -> None:
+    """Write a result at once, so that a closed pipe is noticed here."""
+    print(text, file=stream or sys.stdout, flush=True)
+
+
+def emit_table(*tables: Any) -> None:
+    """Write rich tables, in colour on a terminal."""
+    from rich.console import Console
+
+    console = Console()
+    with console.capture() as captured:
+        for table in tables:
+            console.print(table)
+    emit("\n".join(line.rstrip() for line in captured.get().rstrip().splitlines()))
+
+
+def to_json(row: Mapping[str, Any]) -> str:
+    """Return one line of JSON whose numbers are all numbers.
+
+    Raises:
+        NumericsError: if one is NaN or infinite.
+    """
+    try:
+        text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise NumericsError(
+            "A result is NaN or infinite, which JSON cannot hold; evaluate more rows, or with "
+            "dtype=float32."
+        ) from error
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(row)  # half a surrogate pair can only be written escaped
+    return text

@@ -1,0 +1,132 @@
+"""``bayestune eval``: how good and how honest a run is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bayestune.cli.console import complain, emit, emit_table, log, quiet, to_json
+from bayestune.cli.options import Base, BatchSize, Debug, Device, RunFolder
+from bayestune.cli.output import new_file
+from bayestune.cli.report import GATE_FAILED
+from bayestune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from bayestune.data import Task
+    from bayestune.evaluation import Evaluation
+
+
+def evaluate(
+    ctx: typer.Context,
+    run: RunFolder,
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE",
+            help="Labelled rows: .jsonl, .csv, .parquet or hf:NAME[/CONFIG][:SPLIT].",
+        ),
+    ],
+    ood: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FILE", help="Rows from elsewhere, labels ignored; may be repeated."
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")
+    ] = False,
+    max_ece: Annotated[
+        float | None,
+        typer.Option(metavar="X", min=0, max=1, help="Exit with 3 if the ECE is larger."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the JSON object here.")
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Read the first N rows of each file."),
+    ] = None,
+    batch_size: BatchSize = 32,
+    device: Device = None,
+    base: Base = None,
+    debug: Debug = False,
+) -> None:
+    """Measure accuracy, calibration and out-of-distribution detection.
+
+    Fractions and nats; ECE with 15 right-closed bins. Rows given by --ood are the positives; FPR95
+    is the share of them accepted at the confidence that keeps 95 % of the rows of --data.
+    """
+    others = _named(ood or ())
+    with quiet(ctx):
+        from bayestune import evaluation, store
+        from bayestune.data import Task
+        from bayestune.progress import shown
+
+        log.info("loading %s", run)
+        model = store.load(run, base=base, device=device)
+        rows = Task.load(data, like=model.task, **_first(limit))
+        outside = {name: _unlabelled(file, model.task, limit) for name, file in others.items()}
+        found = evaluation.evaluate(model, rows, ood=outside, batch_size=batch_size, progress=shown)
+    text = to_json(found.to_json())
+    if out is not None:
+        with new_file(out) as stream:
+            emit(text, stream)
+    if as_json:
+        emit(text)
+    else:
+        emit_table(*_tables(found))
+    if max_ece is not None and found.ece > max_ece:
+        complain(f"the gate failed: ECE is {found.ece:.4f}, more than --max-ece {max_ece:g}.")
+        raise typer.Exit(GATE_FAILED)
+
+
+def _named(pairs: Sequence[str]) -> dict[str, str]:
+    files: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, file = pair.partition("=")
+        if not (equals and name.strip() and file):
+            raise ConfigError(f"--ood {pair!r} is not of the form NAME=FILE, as in oos=oos.jsonl.")
+        if name.strip() in files:
+            raise ConfigError(f"--ood names {name.strip()!r} twice; give each file its own name.")
+        files[name.strip()] = file
+    return files
+
+
+def _first(limit: int | None) -> dict[str, Any]:
+    return {} if limit is None else {"limit": limit}
+
+
+def _unlabelled(file: str, like: Task, limit: int | None) -> Task:
+    """Read rows from elsewhere: whatever labels they have are of other classes."""
+    from bayestune.data import Task
+
+    ignored = {"label": None} if like.kind == "classification" else {"answer": None}
+    return Task.load(file, like=like, require_labels=False, **ignored, **_first(limit))
+
+
+def _tables(found: Evaluation) -> list[Any]:
+    from rich.table import Table
+
+    scalars = Table(box=None, pad_edge=False, header_style="bold")
+    scalars.add_column("metric")
+    scalars.add_column("value", justify="right")
+    scalars.add_column("95 % interval", justify="right")
+    numbers = found.to_json()
+    for name in ("accuracy", "nll", "ece", "adaptive_ece", "mce", "brier", "aurc"):
+        low, high = found.intervals.get(name, (None, None))
+        interval = "" if low is None or high is None else f"{low:.4f} – {high:.4f}"
+        scalars.add_row(name, f"{numbers[name]:.4f}", interval)
+    scalars.caption = f"{found.n} rows"
+    scalars.caption_justify = "left"
+    if not found.ood:
+        return [scalars]
+    outside = Table(box=None, pad_edge=False, header_style="bold")
+    outside.add_column("out of distribution")
+    for name, prediction in found.ood_predictions.items():
+        outside.add_column(f"{name} ({len(prediction)} rows)", justify="right")
+    for metric in next(iter(found.ood.values())):
+        outside.add_row(metric, *(f"{values[metric]:.4f}" for values in found.ood.values()))
+    return [scalars, "", outside]

@@ -1,0 +1,151 @@
+"""``bayestune predict``: rows in, rows with their uncertainty out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import typer
+
+from bayestune.cli.console import log, quiet, to_json
+from bayestune.cli.options import Base, BatchSize, Debug, Device, RunFolder
+from bayestune.cli.output import new_file
+from bayestune.errors import DataError, NumericsError
+
+if TYPE_CHECKING:
+    from bayestune.data import Example
+    from bayestune.data.rows import RowSource
+    from bayestune.model import BayesModel
+
+#: Batches read ahead from a file, so that texts of similar length share a pass.
+AHEAD = 16
+
+
+def predict(
+    ctx: typer.Context,
+    run: RunFolder,
+    file: Annotated[
+        str,
+        typer.Argument(metavar="FILE", help="Rows, labels not needed; - is stdin."),
+    ] = "-",
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write here, once all is done, instead of stdout."),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 2 (and write no --out) on any bad line.")
+    ] = False,
+    batch_size: BatchSize = 32,
+    device: Device = None,
+    base: Base = None,
+    debug: Debug = False,
+) -> None:
+    """Predict labels with their uncertainty, one JSON line per row, in order.
+
+    Input is JSON lines, or .csv and .parquet by their names. A bad line is reported on stderr with
+    its number and gets no row; it does not stop the others. Entropies are in nats: entropy =
+    aleatoric + epistemic. The higher ood_score, the less familiar the text.
+    """
+    results = sys.stdout
+    source = _open(file)
+    with quiet(ctx):
+        from bayestune import store
+
+        log.info("loading %s", run)
+        model = store.load(run, base=base, device=device)
+        job = Job(model, source, batch_size)
+        ahead = 1 if file == "-" else AHEAD
+        with new_file(out) if out is not None else nullcontext(results) as stream:
+            job.run(stream, ahead * batch_size)
+            job.finish(strict=strict, empty_is_bad=file != "-", written=out is None)
+    where = f" in {out}" if out is not None else ""
+    log.info("%d rows predicted%s, %d bad lines", job.good, where, job.bad)
+
+
+def _open(file: str) -> RowSource:
+    from bayestune.data import open_tolerant, read_lines_tolerant
+    from bayestune.data.rows import RowSource
+
+    if file != "-":
+        return open_tolerant(file)
+    if sys.stdin.isatty():
+        log.info("reading JSON lines from the terminal; end with Ctrl-D")
+    return RowSource("stdin", "line", read_lines_tolerant(sys.stdin))  # pyright: ignore
+
+
+@dataclass
+class Job:
+    """Rows of one source through one model.
+
+    Attributes:
+        model: predicts.
+        source: rows, or the errors of bad ones.
+        batch_size: texts in a pass.
+        good: rows predicted so far.
+        bad: lines that could not be.
+    """
+
+    model: BayesModel
+    source: RowSource
+    batch_size: int
+    good: int = 0
+    bad: int = 0
+
+    def run(self, stream: TextIO, chunk: int) -> None:
+        """Predict everything, holding only ``chunk`` rows at a time."""
+        examples = self._examples()
+        while some := list(islice(examples, chunk)):
+            for row in self._predict(some):
+                self.good += 1
+                stream.write(to_json(row) + "\n")
+            stream.flush()
+
+    def finish(self, *, strict: bool, empty_is_bad: bool, written: bool) -> None:
+        """Stop where nothing was usable, or where a bad line is not to be tolerated."""
+        if self.good == 0 and (self.bad or empty_is_bad):
+            found = f"none of its {self.bad} lines" if self.bad else "it is empty: nothing"
+            raise DataError(f"{self.source.name}: {found} can be predicted.")
+        if strict and self.bad:
+            kept = "the other rows were written" if written else "no file was written"
+            raise DataError(
+                f"{self.source.name}: {self.bad} of {self.good + self.bad} lines are bad; {kept}."
+            )
+
+    def _examples(self) -> Iterator[tuple[str, Example]]:
+        """Read one row after another; whatever labels they have are not looked at."""
+        unlabelled = replace(self.model.task.fields, label=None, answer=None)
+        task = replace(self.model.task, fields=unlabelled)
+        item: Any
+        for number, item in self.source.rows:
+            where = self.source.where(number)
+            try:
+                if isinstance(item, DataError):
+                    raise item
+                untyped = self.source.untyped
+                yield where, task.parse(item, number, where, untyped=untyped)
+            except DataError as error:
+                self._report(str(error))
+
+    def _predict(self, some: list[tuple[str, Example]]) -> Iterator[dict[str, Any]]:
+        """Predict examples together; where that fails, one by one to find those at fault."""
+        examples = tuple(example for _, example in some)
+        try:
+            task = replace(self.model.task, examples=examples)
+            prediction = self.model.predict(task, self.batch_size)
+        except (DataError, NumericsError) as error:
+            if len(some) == 1:
+                self._report(f"{some[0][0]}: {error}")
+            else:
+                for one in some:
+                    yield from self._predict([one])
+            return
+        yield from prediction.rows([example.id for example in examples])
+
+    def _report(self, problem: str) -> None:
+        self.bad += 1
+        log.warning("%s", problem)

@@ -1,0 +1,227 @@
+"""``bayestune train``: from rows to a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bayestune.cli.console import emit, emit_table, log, quiet
+from bayestune.cli.options import Debug
+from bayestune.cli.recipe import layers, resolved
+from bayestune.errors import ConfigError, StoreError
+
+if TYPE_CHECKING:
+    from bayestune.data import Task
+    from bayestune.model import BayesModel
+    from bayestune.training import Run
+
+
+def train(
+    ctx: typer.Context,
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE",
+            help="Labelled rows: .jsonl, .csv, .parquet or hf:NAME[/CONFIG][:SPLIT].",
+        ),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE", help="Recipe keys, such as adapter.rank=16 or epochs=3."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="The run's folder; not needed with --dry-run."),
+    ] = None,
+    val: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Labelled rows to choose by; else a slice of --data."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="M", help="Hub id, folder, .gguf file or smollm2-135m (the default)."),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="polar_vbll (the default), mle, …: see `bayestune methods`."
+        ),
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(metavar="RECIPE", help="A YAML file or a name from `bayestune config ls`."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Default 0.")] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Of the frozen weights: auto, float32, bfloat16 or float16."
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Read the first N rows of --data only."),
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="The text; default: text.")
+    ] = None,
+    text2: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="A second text, for pairs.")
+    ] = None,
+    label: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="The label (or answer); default: label (answer)."),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print parameters, memory and time; write nothing."),
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the interrupted run in --out.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run in --out.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Fine-tune a model: adapter and posterior, with what is held out choosing the rest.
+
+    The recipe is laid in this order, later ones winning: the method's defaults, --config, flags,
+    KEY=VALUE.
+    """
+    flags = {"model": model, "method": method, "seed": seed, "device": device, "dtype": dtype}
+    merged = layers(config, flags, overrides or ())
+    if out is None and not dry_run:
+        raise ConfigError("train needs --out, the run's folder (or --dry-run).")
+    if resume and overwrite:
+        raise ConfigError("--resume continues a run and --overwrite replaces it: give one of them.")
+    if out is not None and not (dry_run or resume or overwrite):
+        _check_free(out)
+    columns = {"text": text, "text2": text2, "label": label, "answer": label}
+    rows, held_out = _read(data, val, limit, {k: v for k, v in columns.items() if v is not None})
+    with quiet(ctx):
+        from bayestune.model import assemble
+
+        recipe = resolved(merged)
+        log.info("loading %s", recipe.model)
+        built = assemble(recipe, rows)
+    if dry_run:
+        _estimate(ctx, built, rows, held_out)
+        return
+    assert out is not None
+    with quiet(ctx):
+        run = _fit(built, rows, held_out, out, resume=resume, overwrite=overwrite)
+    _show(run)
+
+
+def _read(
+    data: str, val: str | None, limit: int | None, columns: dict[str, Any]
+) -> tuple[Task, Task | None]:
+    from bayestune.data import Task
+
+    rows = Task.load(data, limit=limit, **columns)
+    log.info("%s: %d rows, %d classes", data, len(rows), len(rows.labels))
+    if val is None:
+        return rows, None
+    held_out = Task.load(val, like=rows)
+    log.info("%s: %d rows", val, len(held_out))
+    return rows, held_out
+
+
+def _check_free(out: Path) -> None:
+    """Refuse early what training would refuse after the model is loaded."""
+    if any((out / name).exists() for name in ("model", "checkpoint")):
+        raise StoreError(
+            f"{out} already holds a run; give another folder, --resume to continue it or "
+            "--overwrite to replace it."
+        )
+
+
+def _estimate(ctx: typer.Context, model: BayesModel, rows: Task, held_out: Task | None) -> None:
+    from bayestune.cli.estimate import estimate
+
+    with quiet(ctx):
+        lines = estimate(model, rows, held_out).lines()
+    emit("\n".join(lines))
+
+
+def _fit(
+    model: BayesModel,
+    rows: Task,
+    held_out: Task | None,
+    out: Path,
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> Run:
+    from bayestune.progress import shown
+    from bayestune.training import fit
+
+    try:
+        return fit(
+            model,
+            rows,
+            val=held_out,
+            out=out,
+            resume=resume,
+            overwrite=overwrite,
+            progress=shown,
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_how_to_go_on(out)) from None
+
+
+def _how_to_go_on(out: Path) -> str:
+    if (out / "checkpoint" / "state.json").is_file():
+        return (
+            f"interrupted; {out / 'checkpoint'} holds the last complete epoch: run the same "
+            "command with --resume to continue from it."
+        )
+    return (
+        "interrupted before the first epoch was complete; run the same command with --resume to "
+        "start again."
+    )
+
+
+def _show(run: Run) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in _COLUMNS:
+        table.add_column(column, justify="right")
+    best = run.chosen.get("best_epoch")
+    for row in run.history:
+        kept = best is not None and row["epoch"] == best + 1 and run.recipe.train.keep == "best"
+        cells = [f"{row[k]:.4g}" if k in row else "" for k in _COLUMNS.values()]
+        table.add_row(*cells, style="bold" if kept else None)
+    emit_table(table)
+    chosen = {k: v for k, v in run.chosen.items() if k in _CHOSEN and v is not None}
+    emit("chosen: " + ", ".join(f"{_CHOSEN[k]} {_short(v)}" for k, v in chosen.items()))
+    emit(f"{run.seconds:.0f} s; saved in {run.out}/model")
+
+
+_COLUMNS = {
+    "epoch": "epoch",
+    "train nll": "train_nll",
+    "held-out nll": "val_nll",
+    "accuracy": "val_accuracy",
+    "stable rank": "stable_rank",
+    "orthogonality error": "orthogonality_error",
+}
+_CHOSEN = {
+    "kl": "KL weight",
+    "refresh": "refresh",
+    "precision": "precision",
+    "temperature": "temperature",
+}
+
+
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,133 @@
+"""Choosing the posterior that is delivered, by the likelihood of held-out labels.
+
+Candidates are the trained covariance at several scales and the Laplace covariance at several
+precisions, each at its own temperature. All work on cached features; the backbone is not run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from bayestune.config import FinalizeConfig
+from bayestune.errors import ConfigError
+from bayestune.finalize.features import Features
+from bayestune.finalize.laplace import Curvature, covariance_of, measure_curvature
+from bayestune.finalize.temperature import fit_temperature, item_nll, predictive_at
+from bayestune.head import GaussianHead
+
+#: Precisions of the refresh, in units of the prior's own precision 1/σ₀².
+PRECISIONS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+#: Factors on the trained standard deviations.
+SCALES = (1.0, 0.5, 0.25, 0.1)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One posterior that was tried.
+
+    Attributes:
+        covariance: ``trained`` or ``refreshed``.
+        value: the factor on the trained standard deviations, or the precision of the refresh in
+            units of the prior's.
+        temperature: fitted (or given) T.
+        nll: held-out negative log-likelihood at T, in nats per row.
+    """
+
+    covariance: Literal["trained", "refreshed"]
+    value: float
+    temperature: float
+    nll: float
+
+
+def select(
+    head: GaussianHead, fit: Features, held_out: Features | None, config: FinalizeConfig
+) -> tuple[list[Candidate], Candidate]:
+    """Give the head the likeliest of the candidates that the recipe allows.
+
+    With ``refresh="auto"`` the best refreshed covariance is taken unless the best trained one is
+    more likely by over one standard error of the paired difference: at equal likelihood the refresh
+    tells unfamiliar inputs better. The temperature is returned, not folded in.
+
+    Args:
+        head: changed in place.
+        fit: training features.
+        held_out: rows the choice is made on; None where nothing is left to choose.
+        config: which candidates, and what is fixed.
+
+    Returns:
+        All candidates, and the one taken.
+
+    Raises:
+        ConfigError: if something is to be chosen and nothing is held out.
+    """
+    curvature = None
+    if config.refresh != "none":
+        curvature = measure_curvature(head, fit, covariance_of(config.refresh, head))
+    unit = float(torch.exp(-head.log_prior_variance))
+    grid = list(_grid(config))
+    if held_out is None:
+        if len(grid) > 1 or config.temperature == "auto":
+            raise ConfigError(
+                "finalize.precision, finalize.scale and finalize.temperature are chosen on "
+                "held-out rows: give a validation set or train.hold_out above 0, or fix them."
+            )
+        kind, value = grid[0]
+        only = Candidate(kind, value, _given(config.temperature), float("nan"))
+        _install(head, curvature, only, unit)
+        return [only], only
+    with torch.no_grad():
+        mu, trained = head.moments(held_out.phi)
+    losses: dict[Candidate, Tensor] = {}
+    for kind, value in grid:
+        var = trained * value**2
+        if kind == "refreshed" and curvature is not None:
+            var = curvature.variance(held_out.phi, value * unit)
+        temperature = _given(config.temperature)
+        if config.temperature == "auto":
+            temperature, _ = fit_temperature(mu, var, held_out.labels, held_out.mask)
+        probs = predictive_at(mu, var, temperature, held_out.mask).probs
+        loss = item_nll(probs, held_out.labels)
+        losses[Candidate(kind, value, temperature, float(loss.mean()))] = loss
+    chosen = _best(losses)
+    _install(head, curvature, chosen, unit)
+    return list(losses), chosen
+
+
+def _grid(config: FinalizeConfig) -> Iterator[tuple[Literal["trained", "refreshed"], float]]:
+    if config.refresh in ("none", "auto"):
+        for scale in SCALES if config.scale == "auto" else (float(config.scale),):
+            yield "trained", scale
+    if config.refresh != "none":
+        for precision in PRECISIONS if config.precision == "auto" else (float(config.precision),):
+            yield "refreshed", precision
+
+
+def _best(losses: dict[Candidate, Tensor]) -> Candidate:
+    likeliest = {
+        kind: min(of_kind, key=lambda c: c.nll)
+        for kind in ("trained", "refreshed")
+        if (of_kind := [c for c in losses if c.covariance == kind])
+    }
+    if len(likeliest) == 1:
+        return next(iter(likeliest.values()))
+    excess = losses[likeliest["refreshed"]] - losses[likeliest["trained"]]  # (N,)
+    error = excess.std() / len(excess) ** 0.5 if len(excess) > 1 else excess.new_zeros(())
+    return likeliest["trained" if excess.mean() > error else "refreshed"]
+
+
+def _install(
+    head: GaussianHead, curvature: Curvature | None, chosen: Candidate, unit: float
+) -> None:
+    if chosen.covariance == "refreshed" and curvature is not None:
+        curvature.install(head, chosen.value * unit)
+    elif chosen.value != 1.0:
+        head.set_diagonal(head.log_scale.exp() * chosen.value)
+
+
+def _given(temperature: float | str) -> float:
+    return 1.0 if isinstance(temperature, str) else float(temperature)

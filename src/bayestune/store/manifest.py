@@ -1,0 +1,107 @@
+"""bayestune.json: what a saved model is, beside its tensors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bayestune.config import to_mapping
+from bayestune.errors import StoreError
+from bayestune.head import GaussianHead
+from bayestune.model import BayesModel
+from bayestune.store.files import read_json
+from bayestune.version import __version__
+
+FORMAT = 1
+MANIFEST = "bayestune.json"
+
+
+def manifest_of(model: BayesModel, checksums: dict[str, str]) -> dict[str, Any]:
+    """Return what describes a model beside its tensors, with a digest of itself."""
+    import peft
+    import transformers
+
+    head: dict[str, Any] = {"kind": type(model.head).__name__}
+    if isinstance(model.head, GaussianHead):
+        head |= {"family": model.head.family, "prior": model.head.prior}
+    manifest = {
+        "format": FORMAT,
+        "method": model.method.name,
+        "head": head,
+        "task": model.task.schema(),
+        "pooling": model.backbone.pooling,
+        "base": {
+            "name": model.source.name,
+            "revision": model.source.revision,
+            "fingerprint": model.source.fingerprint,
+        },
+        "recipe": to_mapping(model.recipe),
+        "notes": model.notes,
+        "versions": {
+            "bayestune": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "peft": peft.__version__,
+            "python": platform.python_version(),
+        },
+        "checksums": checksums,
+    }
+    return {**manifest, "digest": _digest(manifest)}
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read the description of a model.
+
+    Raises:
+        StoreError: if it is damaged, was changed, or is of another format.
+    """
+    manifest = read_json(folder / MANIFEST)
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else None
+        raise StoreError(
+            f"{folder / MANIFEST} has format {found!r}; this version reads {FORMAT}. Install the "
+            f"bayestune that wrote it ({_written_by(manifest)}) or train again."
+        )
+    if manifest.get("digest") != _digest(manifest):
+        raise StoreError(
+            f"{folder / MANIFEST} is damaged or was changed. Copy it again from where it was "
+            "trained; another place of the backbone is given with base=."
+        )
+    return manifest
+
+
+def model_folder(path: str | Path) -> Path:
+    """Return the folder of the model, given it or the run around it.
+
+    Raises:
+        StoreError: if neither is there.
+    """
+    path = Path(path)
+    for folder in (path, path / "model"):
+        if (folder / MANIFEST).is_file():
+            return folder
+    if not path.exists():
+        raise StoreError(f"{path} does not exist; expected a run or a model saved by bayestune.")
+    if (path / "adapter_config.json").is_file():
+        raise StoreError(f"{path} is a PEFT adapter without {MANIFEST}: it has no posterior.")
+    hint = ""
+    if (path / "checkpoint").is_dir():
+        hint = " Its training did not finish: continue it with bayestune train --resume."
+    raise StoreError(f"{path} is not a run: it has no {MANIFEST} and no model/{MANIFEST}.{hint}")
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    rest = {key: value for key, value in manifest.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _written_by(manifest: Any) -> str:
+    try:
+        return str(manifest["versions"]["bayestune"])
+    except (KeyError, TypeError):
+        return "unknown version"

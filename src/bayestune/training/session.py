@@ -1,0 +1,263 @@
+"""One fit in progress: what is read, what is chosen, what is kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bayestune.config import to_mapping
+from bayestune.data import Task
+from bayestune.errors import StoreError
+from bayestune.finalize import Features
+from bayestune.metrics import Density, fit_density
+from bayestune.model import BayesModel
+from bayestune.peft import adapter_report
+from bayestune.progress import Progress
+from bayestune.training.checkpoint import (
+    flatten,
+    load_checkpoint,
+    restore,
+    save_checkpoint,
+    trainable,
+    unflatten,
+)
+from bayestune.training.choose import choose_kappa, delivered_nll
+from bayestune.training.loop import Loop
+from bayestune.training.rows import Rows, prepare
+from bayestune.training.run import Journal, Run
+
+#: Tensors and JSON values of a checkpoint.
+Found = tuple[dict[str, Tensor], dict[str, Any]]
+
+
+class Session:
+    """One fit in progress.
+
+    Args:
+        model: the model being trained.
+        train: training examples.
+        val: held-out examples, or None.
+        journal: writes the run's folder.
+        progress: how to report.
+    """
+
+    def __init__(
+        self,
+        model: BayesModel,
+        train: Task,
+        val: Task | None,
+        journal: Journal,
+        progress: Progress,
+    ) -> None:
+        self.model = model
+        self.recipe = model.recipe
+        self.journal = journal
+        self.progress = progress
+        self.rows = prepare(model, train, self.recipe.train.class_weights)
+        self.val = prepare(model, val) if val is not None else None
+        self.kappa = 0.0
+        self.facts = {"train_hash": train.hash, "val_hash": val.hash if val else None}
+        self.own_cache = model.cache is None
+        if self.own_cache:
+            model.cache = model.new_cache()
+        self.reader = model.reader()
+        self.history: list[dict[str, Any]] = []
+        self.best: dict[str, Any] = {}
+        self.best_tensors: dict[str, Tensor] = {}
+
+    def run(self, *, resume: bool, overwrite: bool, started: float) -> Run:
+        """Do all steps in order; see `fit`."""
+        out, checkpoint = self.journal.out, self.journal.checkpoint
+        found = self._interrupted(checkpoint) if resume and checkpoint is not None else None
+        self.journal.open(self.recipe, self.facts, resumed=found is not None, overwrite=overwrite)
+        self.optimise(checkpoint, found)
+        if self.best_tensors and self.recipe.train.keep == "best":
+            restore(self.model.backbone, self.model.head, self.best_tensors)
+        chosen = {"kl": self.kappa, **{f"best_{k}": v for k, v in self.best.items()}}
+        chosen |= self.finalize()
+        self.model.notes = {"chosen": chosen, "data": self.facts}
+        if out is not None:
+            self.model.save(out / "model")
+            self.journal.close()
+        if self.own_cache:
+            self.model.cache = None
+        return Run(out, self.recipe, self.history, chosen, time.monotonic() - started)
+
+    def optimise(self, checkpoint: Path | None = None, found: Found | None = None) -> None:
+        """Fill the cache, choose the KL weight and train to the last epoch.
+
+        Args:
+            checkpoint: where the state goes after every epoch; None keeps none.
+            found: the state to continue from.
+        """
+        self._fill_cache()
+        if found is not None:
+            loop = self._continue(*found)
+        else:
+            torch.manual_seed(self.recipe.seed)
+            # E‖φ‖² as training starts sets the units of prior, posterior and rates.
+            some = range(0, len(self.rows), max(1, len(self.rows) // 512))
+            energy = self.reader.features(self.rows.encoded.select(some))
+            self.model.head.set_feature_energy(energy)  # pyright: ignore[reportCallIssue]
+            self.kappa = choose_kappa(self._new_loop, self._validate_nll, self.model, self.progress)
+            loop = self._new_loop(self.kappa, self.recipe.train.epochs)
+        self._train(loop, checkpoint)
+
+    def finalize(self) -> dict[str, Any]:
+        """Finish the posterior and fit the density on cached features; return what was chosen."""
+        fit_rows = self.rows.features(self.features(self.rows, "features, training"))
+        val_rows = None if self.val is None else self.val.features(self.features(self.val))
+        head, report = self.model.method.finalize(
+            self.model.head, fit_rows, val_rows, self.recipe.finalize
+        )
+        self.model.set_head(head)
+        self.model.density = self.density(fit_rows)
+        return report
+
+    def density(self, rows: Features) -> Density:
+        """Return the class densities of features, in fp32."""
+        density = fit_density(rows.phi, rows.labels, len(self.model.labels))
+        return Density(
+            density.means.float().cpu(), density.whitening.float().cpu(), density.present.cpu()
+        )
+
+    def features(self, rows: Rows, label: str = "") -> Tensor:
+        """Return the features of rows ``(N, D)`` on the head's device."""
+        device = next(self.model.head.parameters()).device
+        shown = {"progress": self.progress, "label": label} if label else {}
+        return self.reader.features(rows.encoded, **shown).to(device)
+
+    def _new_loop(self, kappa: float, epochs: int) -> Loop:
+        return Loop(
+            method=self.model.method,
+            reader=self.reader,
+            head=self.model.head,
+            rows=self.rows,
+            config=self.recipe.train,
+            kappa=kappa,
+            seed=self.recipe.seed,
+            epochs=epochs,
+        )
+
+    def _fill_cache(self) -> None:
+        if self.reader.cache is None:
+            return
+        first = self.reader.tensors(self.rows.encoded, range(min(2, len(self.rows))))
+        self.model.backbone.check_split(first)
+        for name, rows in (("training", self.rows), ("held-out", self.val)):
+            if rows is not None:
+                label = f"frozen layers, {name}"
+                self.reader.fill(rows.encoded, progress=self.progress, label=label)
+
+    def _train(self, loop: Loop, checkpoint: Path | None) -> None:
+        config = self.recipe.train
+        total = config.epochs * len(self.rows)
+        with self.progress("training", total) as advance:
+            advance(min(loop.step * config.batch_size, total))
+            while loop.epoch < config.epochs and not self._out_of_patience(loop.epoch):
+                row = {"epoch": loop.epoch + 1, **loop.run_epoch(advance)}
+                row |= self._evaluate_epoch(loop.epoch)
+                self.history.append(row)
+                self.journal.line(row)
+                if checkpoint is not None:
+                    self._save_checkpoint(loop, checkpoint)
+
+    def _out_of_patience(self, epoch: int) -> bool:
+        patience = self.recipe.train.patience
+        return patience > 0 and bool(self.best) and epoch - self.best["epoch"] >= patience
+
+    def _evaluate_epoch(self, epoch: int) -> dict[str, Any]:
+        report = adapter_report(self.model.backbone.peft_model)
+        row: dict[str, Any] = {
+            "stable_rank": sum(r.stable_rank for r in report) / max(1, len(report)),
+            "orthogonality_error": max(
+                (max(r.orthogonality_X, r.orthogonality_Y) for r in report), default=0.0
+            ),
+        }
+        if self.val is None:
+            return row
+        row |= self._validate()
+        if not self.best or row["val_nll"] < self.best["val_nll"]:
+            self.best = {"epoch": epoch, "val_nll": row["val_nll"]}
+            self.best_tensors = trainable(self.model.backbone, self.model.head)
+        return row
+
+    def _validate(self) -> dict[str, float]:
+        assert self.val is not None
+        rows = self.val.features(self.features(self.val))
+        probs = self.model.method.predict(
+            self.model.head, rows.phi, self.recipe.predict, rows.mask
+        ).probs
+        accuracy = float((probs.argmax(1) == rows.labels).double().mean())
+        return {"val_nll": self._validate_nll(rows), "val_accuracy": accuracy}
+
+    def _validate_nll(self, rows: Features | None = None) -> float:
+        if rows is None:
+            assert self.val is not None
+            rows = self.val.features(self.features(self.val))
+        tempered = self.recipe.finalize.temperature == "auto"
+        return delivered_nll(
+            self.model.method, self.model.head, rows, self.recipe.predict, tempered=tempered
+        )
+
+    def _save_checkpoint(self, loop: Loop, folder: Path) -> None:
+        tensors = {
+            f"now.{k}": v for k, v in trainable(self.model.backbone, self.model.head).items()
+        }
+        tensors |= {f"best.{k}": v for k, v in self.best_tensors.items()}
+        tensors["rng"] = torch.get_rng_state()
+        state: dict[str, Any] = {
+            **loop.state(),
+            "best": self.best,
+            "history": self.history,
+            "recipe": to_mapping(self.recipe),
+            "facts": self.facts,
+        }
+        for name in ("adapter", "posterior"):
+            parts, state[name] = flatten(name, getattr(loop, name).state_dict())
+            tensors |= parts
+        save_checkpoint(folder, tensors, state)
+
+    def _interrupted(self, folder: Path) -> Found | None:
+        """Return the checkpoint of this run, or None where none was reached yet.
+
+        Raises:
+            StoreError: if the run is finished, damaged, or one of other data or another recipe.
+        """
+        if not folder.is_dir():
+            if (folder.parent / "model").is_dir():
+                raise StoreError(
+                    f"{folder.parent} holds a finished run; there is nothing to resume."
+                )
+            return None
+        tensors, state = load_checkpoint(folder)
+        if state["recipe"] != to_mapping(self.recipe) or state["facts"] != self.facts:
+            what = "recipe" if state["facts"] == self.facts else "data"
+            raise StoreError(
+                f"{folder} belongs to a run with another {what}; resume with the same command, or "
+                "start anew with --overwrite."
+            )
+        return tensors, state
+
+    def _continue(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> Loop:
+        # The step sizes follow from the head's feature energy, so its state comes first.
+        restore(self.model.backbone, self.model.head, _under("now.", tensors))
+        self.kappa = state["kappa"]
+        loop = self._new_loop(self.kappa, self.recipe.train.epochs)
+        self.best, self.best_tensors = state["best"], _under("best.", tensors)
+        self.history = state["history"]
+        self.journal.truncate(self.history)
+        for name in ("adapter", "posterior"):
+            getattr(loop, name).load_state_dict(unflatten(name, tensors, state[name]))
+        loop.step, loop.epoch = state["step"], state["epoch"]
+        torch.set_rng_state(tensors["rng"])
+        return loop
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -1,0 +1,277 @@
+"""Building a model and predicting with it: what comes out depends on the text and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_bases import move
+from toy_tasks import choice_rows, foreign_texts
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from bayestune.backbone import Reader
+from bayestune.config import Recipe
+from bayestune.data import LabelSet, Task
+from bayestune.errors import BayestuneError, ConfigError, DataError
+from bayestune.head import GaussianHead, LinearHead
+from bayestune.model import BayesModel, build
+
+NAMES = ["login", "parcel", "refund"]
+TEXTS = ["find my parcel", "how can you refund this charge again please", "login", "why was that"]
+FIELDS = ("probs", "entropy", "aleatoric", "epistemic", "ood_score")
+
+
+def same(a: object, b: object, tolerance: float = 1e-5) -> None:
+    for name in FIELDS:
+        # Squared distances are no fractions: theirs is a relative tolerance.
+        relative = tolerance if name == "ood_score" else 0
+        torch.testing.assert_close(
+            getattr(a, name), getattr(b, name), rtol=relative, atol=tolerance
+        )
+
+
+# building ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", ["task", "label set", "names", "iterator"])
+def test_labels_may_be_a_task_its_labels_or_names(make, clear, given) -> None:
+    forms = {"task": clear, "label set": clear.labels, "names": NAMES, "iterator": iter(NAMES)}
+    model = make(labels=forms[given])
+    assert list(model.labels) == NAMES
+    assert model.head.num_classes == 3
+    assert model.task.kind == "classification" and len(model.task) == 0
+
+
+def test_a_task_brings_its_kind_and_columns(make, choice) -> None:
+    rows = [{"body": "find my parcel", "intent": "a"}, {"body": "login", "intent": "b"}]
+    task = Task.from_rows(rows, text="body", label="intent")
+    model = make(labels=task)
+    assert model.task.fields.text == "body"
+    assert len(model.predict([{"body": "find my parcel"}])) == 1
+    assert make(labels=choice).task.kind == "choice"
+
+
+def test_overrides_by_short_dotted_and_section_names_are_the_same(llama_base) -> None:
+    base = str(llama_base)
+    short = build("polar_vbll", base, NAMES, rank=3, lr=1e-4, layers="all", seed=7)
+    dotted = build("polar_vbll", base, NAMES, **{"adapter.rank": 3, "train.lr": "1e-4"}, seed=7,
+                   layers="all")  # fmt: skip
+    section = build("polar_vbll", base, NAMES, adapter={"rank": 3, "layers": "all"},
+                    train={"lr": 1e-4}, seed=7)  # fmt: skip
+    assert short.recipe == dotted.recipe == section.recipe
+    assert short.recipe.adapter.rank == 3 and short.recipe.train.lr == 1e-4
+    assert short.recipe.model == base
+
+
+def test_later_values_win_over_the_config_and_the_config_over_the_method(llama_base) -> None:
+    config = {"adapter": {"rank": 5, "alpha": 4.0}}
+    model = build("mle", str(llama_base), NAMES, config=config, rank=2)
+    assert (model.recipe.adapter.rank, model.recipe.adapter.alpha) == (2, 4.0)
+    assert model.recipe.adapter.kind == "lora"  # the method's own default stays
+    again = build("mle", str(llama_base), NAMES, config=model.recipe)
+    assert isinstance(model.recipe, Recipe) and again.recipe == model.recipe
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"rnk": 4}, "unknown key rnk. Did you mean 'rank'"),
+        ({"adapter": {"rnk": 4}}, "unknown key adapter.rnk. Did you mean 'rank'"),
+        ({"train.epoch": 4}, "unknown key train.epoch. Did you mean 'train.epochs'"),
+        ({"rank": "many"}, "adapter.rank is 'many'; expected a whole number"),
+        ({"rank": 0}, "adapter.rank is 0; expected a whole number of at least 1"),
+        ({"method": "polar_vbl"}, "There is no method 'polar_vbl'. Did you mean 'polar_vbll'"),
+    ],
+)
+def test_wrong_keys_and_values_name_the_nearest_right_one(make, overrides, message) -> None:
+    method = overrides.pop("method", "polar_vbll")
+    with pytest.raises(ConfigError, match=message):
+        make(method, **overrides)
+
+
+@pytest.mark.parametrize("labels", [["one"], LabelSet(("one",), ("one",)), []])
+def test_a_classifier_of_one_class_is_refused(llama_base, labels) -> None:
+    with pytest.raises(DataError, match=f"at least 2 classes; got {len(labels)}"):
+        build(base=str(llama_base), labels=labels)
+
+
+@pytest.mark.parametrize("labels", [None, "login"])
+def test_labels_must_be_given_as_several(llama_base, labels) -> None:
+    with pytest.raises(ConfigError, match="build needs labels"):
+        build(base=str(llama_base), labels=labels)
+
+
+def test_the_seed_of_build_decides_where_the_adapter_starts(make) -> None:
+    def adapter(seed: int) -> torch.Tensor:
+        named = make(seed=seed).backbone.named_parameters()
+        return torch.cat([p.flatten() for n, p in named if "polar_X" in n])
+
+    assert torch.equal(adapter(1), adapter(1))
+    assert not torch.equal(adapter(1), adapter(2))
+
+
+@pytest.mark.parametrize("method", ["polar_vbll", "mle"])
+def test_a_new_model_has_the_features_of_the_plain_backbone(make, llama_base, method) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(llama_base)
+    plain = AutoModelForCausalLM.from_pretrained(llama_base)
+    phi = make(method).features(TEXTS, batch_size=3)
+    for text, row in zip(TEXTS, phi, strict=True):
+        ids = torch.tensor([tokenizer(f"{text}\nLabel:")["input_ids"]])
+        with torch.no_grad():
+            hidden = plain.model(ids).last_hidden_state[0, -1]
+        torch.testing.assert_close(row, hidden, rtol=1e-5, atol=1e-5)
+
+
+def test_representation_names_method_base_and_size(make, llama_base) -> None:
+    assert repr(make()) == (
+        f"BayesModel(method='polar_vbll', base={str(llama_base)!r}, labels=3, rank=4)"
+    )
+
+
+# predicting -------------------------------------------------------------------------------------
+
+
+def test_one_text_a_list_rows_and_a_task_predict_the_same(trained) -> None:
+    listed = trained.predict(TEXTS)
+    assert len(listed) == 4
+    same(listed, trained.predict([{"text": text} for text in TEXTS]), 0)
+    same(listed, trained.predict(Task.from_texts(TEXTS, like=trained.task)), 0)
+    same(listed, trained.predict(tuple(TEXTS)), 0)
+    alone = trained.predict(TEXTS[0])
+    assert len(alone) == 1
+    torch.testing.assert_close(alone.probs[0], listed.probs[0], rtol=0, atol=1e-5)
+
+
+def test_rows_may_carry_labels_known_or_not(trained) -> None:
+    rows = [{"text": text, "label": label} for text, label in zip(TEXTS, "abcd", strict=True)]
+    same(trained.predict(rows), trained.predict(TEXTS), 0)
+
+
+@pytest.mark.parametrize("nothing", [[], (), Task.from_texts([])])
+def test_nothing_predicts_nothing(trained, nothing) -> None:
+    prediction = trained.predict(nothing)
+    assert len(prediction) == 0 and prediction.labels == []
+    assert prediction.probs.shape == (0, 3)
+    assert all(getattr(prediction, name).shape == (0,) for name in FIELDS[1:])
+    assert trained.features(nothing).shape == (0, 32)
+
+
+def test_nothing_predicts_nothing_for_questions_either(make, choice) -> None:
+    assert make(labels=choice).predict([]).probs.shape == (0, 4)
+
+
+@pytest.mark.parametrize("which", ["trained", "trained_mle"])
+def test_the_batch_size_does_not_matter(request, clear_test, which) -> None:
+    model: BayesModel = request.getfixturevalue(which)
+    some = clear_test.select(range(33))
+    whole = model.predict(some, batch_size=33)
+    for size in (1, 4, 16):
+        same(model.predict(some, batch_size=size), whole)
+        phi = model.features(some, batch_size=size)
+        torch.testing.assert_close(phi, model.features(some), rtol=1e-5, atol=1e-5)
+
+
+def test_a_row_does_not_depend_on_its_neighbours(trained, clear_test) -> None:
+    texts = [example.text for example in clear_test][:6]
+    together = trained.predict(texts)
+    reversed_ = trained.predict(texts[::-1])
+    among_others = trained.predict([*foreign_texts(10), *texts])
+    torch.testing.assert_close(together.probs, reversed_.probs.flip(0), rtol=0, atol=1e-5)
+    torch.testing.assert_close(together.probs, among_others.probs[10:], rtol=0, atol=1e-5)
+    assert trained.predict([texts[0]] * 3).probs.unique(dim=0).shape[0] == 1
+
+
+@pytest.mark.parametrize("base", ["llama_base", "bert_base"])
+def test_the_padding_side_does_not_matter(request, make, base) -> None:
+    model = make(base=str(request.getfixturevalue(base)), layers="top:1")
+    move(model)
+    encoded = model.encode(model.read(TEXTS))
+    assert len(set(encoded.lengths)) > 1
+    alone = model.features(TEXTS, batch_size=1)
+    for side in ("right", "left") if base == "llama_base" else ("right",):
+        phi = Reader(model.backbone, 0, None, side).features(encoded)
+        torch.testing.assert_close(phi, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_an_encoder_reads_pairs_and_tells_the_two_texts_apart(make, bert_base, pairs) -> None:
+    model = make(base=str(bert_base), labels=pairs, layers="all")
+    move(model)
+    a, b = TEXTS[0], TEXTS[1]
+    both = model.predict([(a, b), (b, a)])
+    assert not torch.allclose(both.probs[0], both.probs[1], atol=1e-4)
+    same(both, model.predict([{"text": a, "text2": b}, {"text": b, "text2": a}]), 0)
+    same(both, model.predict([(a, b), (b, a)], batch_size=1))
+    with pytest.raises(DataError, match="expected a pair of texts"):
+        model.predict([a])
+
+
+def test_total_uncertainty_is_aleatoric_plus_epistemic(trained, clear_test) -> None:
+    prediction = trained.predict(clear_test)
+    assert torch.equal(prediction.entropy, prediction.aleatoric + prediction.epistemic)
+    assert bool((prediction.epistemic > 0).any()) and bool((prediction.epistemic >= 0).all())
+    by_hand = torch.special.entr(prediction.probs.double()).sum(1)
+    torch.testing.assert_close(prediction.entropy.double(), by_hand, rtol=0, atol=1e-5)
+    torch.testing.assert_close(prediction.probs.sum(1), torch.ones(len(clear_test)))
+
+
+def test_a_point_method_has_no_epistemic_uncertainty(trained_mle, clear_test) -> None:
+    prediction = trained_mle.predict(clear_test)
+    assert isinstance(trained_mle.head, LinearHead)
+    assert bool((prediction.epistemic == 0).all())
+    assert torch.equal(prediction.entropy, prediction.aleatoric)
+    expected = trained_mle.head(trained_mle.features(clear_test)).softmax(1)
+    torch.testing.assert_close(prediction.probs, expected, rtol=0, atol=1e-6)
+
+
+def test_a_model_without_density_scores_by_epistemic_uncertainty(make) -> None:
+    prediction = make().predict(TEXTS)
+    assert torch.equal(prediction.ood_score, prediction.epistemic)
+
+
+def test_every_kind_of_predictive_can_be_asked_for(make) -> None:
+    means = {}
+    for kind in ("sample", "exact", "probit"):
+        model = make(predictive=kind)
+        assert isinstance(model.head, GaussianHead)
+        with torch.no_grad():
+            model.head.weight.normal_(generator=torch.Generator().manual_seed(0)).mul_(0.1)
+        means[kind] = model.predict(TEXTS).probs
+    torch.testing.assert_close(means["sample"], means["exact"], rtol=0, atol=0.01)
+    assert not torch.equal(means["probit"], means["exact"])
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ([1, 2], "text 1"),
+        (["fine", ("a", "pair")], "text 2: got 2 texts; expected one text"),
+        ([{"body": "no text"}], "text"),
+        ([{"text": None}], "text"),
+    ],
+)
+def test_what_is_not_a_text_is_refused_by_its_number(trained, texts, message) -> None:
+    with pytest.raises(DataError, match=message):
+        trained.predict(texts)
+
+
+def test_a_task_of_another_kind_or_size_is_refused(make, trained, choice) -> None:
+    with pytest.raises(DataError, match="The model reads classification tasks; this is choice"):
+        trained.predict(choice)
+    small = make(labels=Task.from_rows(choice_rows(6, choices=(2, 3))))
+    with pytest.raises(DataError, match="a row has 4 choices; the model was built for at most 3"):
+        small.predict(choice)
+
+
+def test_texts_may_be_empty_or_longer_than_the_model_reads(trained) -> None:
+    texts = ["", "please " * 2000, "\n\t "]
+    prediction = trained.predict(texts)
+    assert bool(torch.isfinite(prediction.probs).all())
+    assert max(trained.encode(trained.read(texts)).lengths) == 256
+
+
+def test_a_backbone_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BayestuneError, match=r"has no config\.json"):
+        build(base=str(tmp_path), labels=NAMES)
+    with pytest.raises(BayestuneError, match="No model at"):
+        build(base=str(tmp_path / "nowhere" / "at" / "all"), labels=NAMES)
