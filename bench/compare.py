@@ -76,7 +76,7 @@ class Splits:
 
 
 def load_splits(folder: Path, name: str, seed: int) -> Splits:
-    """Read a task; the seed draws the training rows, test rows that stand among them are dropped."""
+    """Read a task; the seed draws training rows, and test rows among them are dropped."""
     rng = random.Random(seed)
     if name == "sst2":
         pool = Task.load(folder / "sst2/train.jsonl")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,8 @@ from bayestune.methods import Method
 from bayestune.metrics import Density, density_score
 from bayestune.prediction import Prediction
 from bayestune.progress import Progress, silent
+
+logger = logging.getLogger(__name__)
 
 Texts = str | Sequence[str] | Sequence[tuple[str, str]] | Sequence[Mapping[str, Any]] | Task
 
@@ -106,7 +109,7 @@ class BayesModel:
         return Task.from_texts(items, like=self.task)  # pyright: ignore[reportArgumentType]
 
     def encode(self, task: Task) -> Encoded:
-        """Return the token ids of a task's prompts."""
+        """Return the token ids of a task's prompts, warning of those that are cut."""
         decoder = self.backbone.decoder
         prompts = [
             render(example, self.recipe.prompt, decoder=decoder, tokenizer=self.tokenizer)
@@ -114,7 +117,16 @@ class BayesModel:
         ]
         longest = getattr(self.tokenizer, "model_max_length", None) or self.recipe.prompt.max_length
         length = min(self.recipe.prompt.max_length, longest)
-        return encode(self.tokenizer, prompts, length, decoder)
+        encoded = encode(self.tokenizer, prompts, length, decoder)
+        if encoded.truncated:
+            logger.warning(
+                "%d of %d prompts have more than %d tokens (prompt.max_length) and lost their %s",
+                encoded.truncated,
+                len(prompts),
+                length,
+                "beginning" if decoder else "end",
+            )
+        return encoded
 
     def reader(self) -> Reader:
         """Return what feeds encoded texts to the backbone."""

@@ -90,7 +90,7 @@ def test_no_verb_shows_help(cli) -> None:
         (["eval", "run", "--dta", "x"], "--data"),
         (["train"], "--data"),
         (["eval", "run"], "--data"),
-        (["train", "--data", "x", "--seed", "many"], "many"),
+        (["train", "--data", "x", "--seed", "many"], "--seed"),
         (["eval", "run", "--data", "x", "--max-ece", "2"], "--max-ece"),
         (["config", "shwo"], "'show'"),
     ],

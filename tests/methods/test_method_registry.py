@@ -33,7 +33,9 @@ def test_the_two_methods_of_the_comparison() -> None:
 
 
 def test_an_unknown_method_names_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"There is no method 'polarvbll'. Did you mean 'polar_vb"):
+    with pytest.raises(
+        ConfigError, match=r"There is no method 'polarvbll'. Did you mean 'polar_vb"
+    ):
         methods.get("polarvbll")
     with pytest.raises(ConfigError, match="Valid: 'polar_vbll', 'mle'"):
         methods.recipe("zzz")

@@ -44,16 +44,22 @@ def load_tokenizer(source: Source) -> Any:
     """Load the tokeniser that belongs to a backbone.
 
     Raises:
-        ModelError: if there is none.
+        ModelError: if there is none, or an empty one.
     """
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(source.path, revision=source.revision)
-    except (OSError, ValueError, KeyError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(source.path, revision=source.revision)
+    except Exception as error:  # the tokenizers library raises nothing more precise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{source.name} has no usable tokenizer: {reason}") from error
+    # Without its files, transformers makes one of special tokens (and a piece or two) alone.
+    if len(tokenizer) < len(tokenizer.all_special_tokens) + 8:
         raise ModelError(
-            f"{source.name} has no usable tokenizer: {str(error).splitlines()[0]}"
-        ) from error
+            f"{source.name} has no usable tokenizer: its vocabulary is empty; the files of the "
+            "tokenizer are missing."
+        )
+    return tokenizer
 
 
 def load_base(source: Source, classes: int, device: torch.device, dtype: torch.dtype) -> Base:
@@ -102,9 +108,11 @@ def load_base(source: Source, classes: int, device: torch.device, dtype: torch.d
     check_complete(source.name, info)
     bare = isinstance(getattr(model, SCORE, None), nn.Linear)
     transformer = getattr(model, model.base_model_prefix) if bare else model
+    # Some architectures project their last state to another width, which their classifier reads.
+    width = model.score.in_features if bare else hidden_size(model.config)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    return Base(model.to(device), transformer, decoder, hidden_size(model.config))
+    return Base(model.to(device), transformer, decoder, width)
 
 
 def adapt(

@@ -103,7 +103,8 @@ def emit_table(*tables: Any) -> None:
     """Write rich tables, in colour on a terminal."""
     from rich.console import Console
 
-    console = Console()
+    # A file or pipe has no width of its own; the usual guess of 80 would cut long cells.
+    console = Console(width=None if sys.stdout.isatty() else 250)
     with console.capture() as captured:
         for table in tables:
             console.print(table)

@@ -47,11 +47,11 @@ class Check(NamedTuple):
 
 def doctor(ctx: typer.Context, debug: Debug = False) -> None:
     """Check versions, devices, the embedded model, extras, the cache folder and disk space."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
     with quiet(ctx):
         found = [check for group in CHECKS for check in group()]
-    table = Table(box=None, pad_edge=False, show_header=False)
+    table = Table("", "", Column(overflow="fold"), box=None, pad_edge=False, show_header=False)
     colours = {"ok": "green", "note": "yellow", "broken": "red"}
     for check in found:
         status = f"[{colours[check.status]}]{check.status}[/]"

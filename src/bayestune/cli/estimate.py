@@ -14,7 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from bayestune.data import Encoded, Task, length_grouped_batches
 from bayestune.head import GaussianHead
 from bayestune.model import BayesModel
-from bayestune.training.choose import KAPPAS
+from bayestune.training.choose import KAPPAS, trial_epochs
 from bayestune.training.loop import Loop
 from bayestune.training.rows import prepare
 
@@ -123,7 +123,7 @@ def estimate(model: BayesModel, train: Task, val: Task | None) -> Estimate:
     held = _forward_tokens(others) if others else (1 - share) * _forward_tokens(rows.encoded)
     all_rows = _forward_tokens(rows.encoded) + (_forward_tokens(others) if others else 0)
     searching = isinstance(model.head, GaussianHead) and recipe.train.kl == "auto"
-    trials = len(KAPPAS) * max(1, round(recipe.train.epochs / 3)) if searching else 0
+    trials = len(KAPPAS) * trial_epochs(recipe.train.epochs) if searching else 0
     step, forward = timing.rate("step"), timing.rate("forward")
     seconds = {
         "frozen layers": timing.rate("frozen") * all_rows,
@@ -227,9 +227,8 @@ def _forward_tokens(encoded: Encoded) -> int:
 
 
 def _parameters(model: BayesModel) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    head = list(model.head.parameters())
-    own = {id(p) for p in head}
-    rest = [p for p in model.backbone.peft_model.parameters() if id(p) not in own]
+    head: list[Tensor] = list(model.head.parameters())
+    rest: list[Tensor] = list(model.backbone.transformer.parameters())
     adapter = [p for p in rest if p.requires_grad]
     frozen = [p for p in rest if not p.requires_grad]
     return adapter, [p for p in head if p.requires_grad], frozen

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bayestune.data import Example
     from bayestune.data.rows import RowSource
     from bayestune.model import BayesModel
+    from bayestune.progress import Advance
 
 #: Batches read ahead from a file, so that texts of similar length share a pass.
 AHEAD = 16
@@ -55,13 +56,17 @@ def predict(
     source = _open(file)
     with quiet(ctx):
         from bayestune import store
+        from bayestune.progress import shown, silent
 
         log.info("loading %s", run)
         model = store.load(run, base=base, device=device)
         job = Job(model, source, batch_size)
         ahead = 1 if file == "-" else AHEAD
-        with new_file(out) if out is not None else nullcontext(results) as stream:
-            job.run(stream, ahead * batch_size)
+        # A bar and the rows themselves would be mixed on a terminal.
+        total = 0 if out is None and results.isatty() else _count(file)
+        bar = (shown if total else silent)("predicting", total)
+        with bar as advance, new_file(out) if out else nullcontext(results) as stream:
+            job.run(stream, ahead * batch_size, advance)
             job.finish(strict=strict, empty_is_bad=file != "-", written=out is None)
     where = f" in {out}" if out is not None else ""
     log.info("%d rows predicted%s, %d bad lines", job.good, where, job.bad)
@@ -76,6 +81,15 @@ def _open(file: str) -> RowSource:
     if sys.stdin.isatty():
         log.info("reading JSON lines from the terminal; end with Ctrl-D")
     return RowSource("stdin", "line", read_lines_tolerant(sys.stdin))  # pyright: ignore
+
+
+def _count(file: str) -> int:
+    """Return about how many rows a file has, for the bar; 0 where that takes more than a look."""
+    path = Path(file)
+    if file == "-" or not path.is_file() or path.suffix.lower() == ".parquet":
+        return 0
+    with path.open("rb") as stream:
+        return sum(1 for _ in stream)
 
 
 @dataclass
@@ -96,7 +110,7 @@ class Job:
     good: int = 0
     bad: int = 0
 
-    def run(self, stream: TextIO, chunk: int) -> None:
+    def run(self, stream: TextIO, chunk: int, advance: Advance) -> None:
         """Predict everything, holding only ``chunk`` rows at a time."""
         examples = self._examples()
         while some := list(islice(examples, chunk)):
@@ -104,6 +118,7 @@ class Job:
                 self.good += 1
                 stream.write(to_json(row) + "\n")
             stream.flush()
+            advance(len(some))
 
     def finish(self, *, strict: bool, empty_is_bad: bool, written: bool) -> None:
         """Stop where nothing was usable, or where a bad line is not to be tolerated."""

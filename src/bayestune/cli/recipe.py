@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from bayestune.errors import ConfigError
-
 if TYPE_CHECKING:
     from bayestune.config import Recipe
 
@@ -30,16 +28,14 @@ def layers(
     from bayestune import recipes
     from bayestune.config import from_mapping, merge, parse_overrides, read_yaml
 
-    path = recipes.find(config) if config is not None else None
-    file = read_yaml(path) if path is not None else {}
+    file: dict[str, Any] = {}
+    if config is not None:
+        path = recipes.find(config)
+        file = read_yaml(path)
+        from_mapping(file, where=str(path))  # by itself, so that a mistake in it is named as its
     given = {key: value for key, value in flags.items() if value is not None}
-    try:
-        merged = merge(file, given, parse_overrides(overrides))
-        from_mapping(merged)
-    except ConfigError:
-        # Where the file alone is at fault, the message names it.
-        from_mapping(file, where=str(path))
-        raise
+    merged = merge(file, given, parse_overrides(overrides))
+    from_mapping(merged)
     return merged
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -196,15 +197,26 @@ def _show(run: Run) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in _COLUMNS:
         table.add_column(column, justify="right")
-    best = run.chosen.get("best_epoch")
+    table.add_column("")
+    best = run.chosen.get("best_epoch") if run.recipe.train.keep == "best" else None
     for row in run.history:
-        kept = best is not None and row["epoch"] == best + 1 and run.recipe.train.keep == "best"
+        kept = row["epoch"] == (best or run.history[-1]["epoch"])
         cells = [f"{row[k]:.4g}" if k in row else "" for k in _COLUMNS.values()]
-        table.add_row(*cells, style="bold" if kept else None)
+        table.add_row(*cells, "kept" if kept else "", style="bold" if kept else None)
     emit_table(table)
-    chosen = {k: v for k, v in run.chosen.items() if k in _CHOSEN and v is not None}
-    emit("chosen: " + ", ".join(f"{_CHOSEN[k]} {_short(v)}" for k, v in chosen.items()))
+    emit(f"chosen: {_choices(run.chosen)}")
     emit(f"{run.seconds:.0f} s; saved in {run.out}/model")
+
+
+def _choices(chosen: Mapping[str, Any]) -> str:
+    """Name what was chosen; the numbers of every candidate are in bayestune.json."""
+    words = [f"KL weight {chosen['kl']:.3g}"]
+    match chosen.get("covariance"):
+        case "trained":
+            words.append(f"covariance as trained, its scale × {chosen['value']:.3g}")
+        case "refreshed":
+            words.append(f"covariance refreshed at precision {chosen['value']:.3g}")
+    return ", ".join([*words, f"temperature {chosen['temperature']:.3g}"])
 
 
 _COLUMNS = {
@@ -215,13 +227,3 @@ _COLUMNS = {
     "stable rank": "stable_rank",
     "orthogonality error": "orthogonality_error",
 }
-_CHOSEN = {
-    "kl": "KL weight",
-    "refresh": "refresh",
-    "precision": "precision",
-    "temperature": "temperature",
-}
-
-
-def _short(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from bayestune.finalize.features import Features
-from bayestune.finalize.select import Candidate, select
+from bayestune.finalize.select import Candidate, has_choices, select
 from bayestune.finalize.temperature import fit_temperature, held_out_nll, item_nll, predictive_at
 
 __all__ = [
     "Candidate",
     "Features",
     "fit_temperature",
+    "has_choices",
     "held_out_nll",
     "item_nll",
     "predictive_at",

@@ -71,7 +71,7 @@ def select(
     unit = float(torch.exp(-head.log_prior_variance))
     grid = list(_grid(config))
     if held_out is None:
-        if len(grid) > 1 or config.temperature == "auto":
+        if has_choices(config):
             raise ConfigError(
                 "finalize.precision, finalize.scale and finalize.temperature are chosen on "
                 "held-out rows: give a validation set or train.hold_out above 0, or fix them."
@@ -96,6 +96,11 @@ def select(
     chosen = _best(losses)
     _install(head, curvature, chosen, unit)
     return list(losses), chosen
+
+
+def has_choices(config: FinalizeConfig) -> bool:
+    """Return whether a recipe leaves something about a Gaussian head to held-out rows."""
+    return config.temperature == "auto" or len(list(_grid(config))) > 1
 
 
 def _grid(config: FinalizeConfig) -> Iterator[tuple[Literal["trained", "refreshed"], float]]:

@@ -16,6 +16,7 @@ from bayestune.store.files import checksum, new_folder, read_json, verify, write
 
 _STATE = "state.json"
 _TENSORS = "tensors.safetensors"
+_KEYS = {"step", "epoch", "kappa", "best", "history", "recipe", "facts", "checksums"}
 
 
 def trainable(backbone: nn.Module, head: nn.Module) -> dict[str, Tensor]:
@@ -97,6 +98,8 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         StoreError: if it is missing or damaged.
     """
     state = read_json(folder / _STATE)
+    if not isinstance(state, dict) or not state.keys() >= _KEYS:
+        raise StoreError(f"{folder / _STATE} is damaged: it is not the state of a training.")
     verify(folder, state.pop("checksums"))
     try:
         return load_file(folder / _TENSORS), state

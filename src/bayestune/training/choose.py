@@ -17,7 +17,12 @@ from bayestune.training.checkpoint import restore, trainable
 from bayestune.training.loop import Loop
 
 #: KL weights tried: the ELBO itself, and colder posteriors for easy or many-class tasks.
-KAPPAS = (1.0, 0.3, 0.1, 0.03)
+KAPPAS = (1.0, 0.3, 0.1)
+
+
+def trial_epochs(epochs: int) -> int:
+    """Return how many epochs a trial takes where the run takes ``epochs``."""
+    return max(1, epochs // 3)
 
 
 def choose_kappa(
@@ -25,26 +30,29 @@ def choose_kappa(
     held_out: Callable[[], float],
     model: BayesModel,
     progress: Progress,
-) -> float:
+) -> tuple[float, dict[float, float]]:
     """Return the recipe's κ, or the one whose short run is likeliest on held-out rows.
 
     Every candidate starts from the same state and takes the whole rate schedule in a third of the
-    epochs; the state is put back afterwards.
+    epochs (rounded down, at least one); the state is put back afterwards.
 
     Args:
         new_loop: makes a loop for a κ and a number of epochs.
         held_out: the held-out NLL of the model as it is.
         model: the model at its starting point.
         progress: how to report.
+
+    Returns:
+        κ, and the held-out NLL of each candidate that was tried.
     """
     config = model.recipe.train
     if not isinstance(model.head, GaussianHead):
-        return 0.0
+        return 0.0, {}
     if config.kl != "auto":
-        return float(config.kl)
+        return float(config.kl), {}
     start = trainable(model.backbone, model.head)
     rng = torch.get_rng_state()
-    epochs = max(1, round(config.epochs / 3))
+    epochs = trial_epochs(config.epochs)
     losses: dict[float, float] = {}
     loops = {kappa: new_loop(kappa, epochs) for kappa in KAPPAS}
     examples = sum(len(loop.rows) * epochs for loop in loops.values())
@@ -56,7 +64,7 @@ def choose_kappa(
             losses[kappa] = held_out()
             restore(model.backbone, model.head, start)
     torch.set_rng_state(rng)
-    return min(losses, key=losses.__getitem__)
+    return min(losses, key=losses.__getitem__), losses
 
 
 def delivered_nll(

@@ -10,6 +10,7 @@ from typing import Any
 from bayestune.config import Recipe, from_mapping, merge, nest, to_mapping
 from bayestune.data import Task
 from bayestune.errors import ConfigError, DataError
+from bayestune.finalize import has_choices
 from bayestune.model import BayesModel
 from bayestune.progress import Progress, shown
 from bayestune.training.run import Journal, Run
@@ -73,9 +74,11 @@ def fit(
 
 def _needs_held_out(recipe: Recipe) -> bool:
     finalize = recipe.finalize
-    gaussian = recipe.head.kind == "gaussian" or finalize.refresh in ("block", "diagonal")
-    choices = (recipe.train.kl, finalize.precision, finalize.scale) if gaussian else ()
-    return "auto" in (finalize.temperature, *choices) or recipe.train.patience > 0
+    if recipe.train.patience > 0 or finalize.temperature == "auto":
+        return True
+    gaussian = recipe.head.kind == "gaussian"
+    refreshed = gaussian or finalize.refresh in ("block", "diagonal")
+    return (gaussian and recipe.train.kl == "auto") or (refreshed and has_choices(finalize))
 
 
 def _with_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:

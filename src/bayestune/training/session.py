@@ -61,6 +61,7 @@ class Session:
         self.rows = prepare(model, train, self.recipe.train.class_weights)
         self.val = prepare(model, val) if val is not None else None
         self.kappa = 0.0
+        self.kappas: dict[str, float] = {}
         self.facts = {"train_hash": train.hash, "val_hash": val.hash if val else None}
         self.own_cache = model.cache is None
         if self.own_cache:
@@ -78,7 +79,11 @@ class Session:
         self.optimise(checkpoint, found)
         if self.best_tensors and self.recipe.train.keep == "best":
             restore(self.model.backbone, self.model.head, self.best_tensors)
-        chosen = {"kl": self.kappa, **{f"best_{k}": v for k, v in self.best.items()}}
+        chosen = {
+            "kl": self.kappa,
+            "kl_tried": self.kappas,
+            **{f"best_{k}": v for k, v in self.best.items()},
+        }
         chosen |= self.finalize()
         self.model.notes = {"chosen": chosen, "data": self.facts}
         if out is not None:
@@ -104,7 +109,10 @@ class Session:
             some = range(0, len(self.rows), max(1, len(self.rows) // 512))
             energy = self.reader.features(self.rows.encoded.select(some))
             self.model.head.set_feature_energy(energy)  # pyright: ignore[reportCallIssue]
-            self.kappa = choose_kappa(self._new_loop, self._validate_nll, self.model, self.progress)
+            self.kappa, tried = choose_kappa(
+                self._new_loop, self._validate_nll, self.model, self.progress
+            )
+            self.kappas = {str(kappa): nll for kappa, nll in tried.items()}
             loop = self._new_loop(self.kappa, self.recipe.train.epochs)
         self._train(loop, checkpoint)
 
@@ -175,6 +183,7 @@ class Session:
         report = adapter_report(self.model.backbone.peft_model)
         row: dict[str, Any] = {
             "stable_rank": sum(r.stable_rank for r in report) / max(1, len(report)),
+            "stable_ranks": {r.layer: round(r.stable_rank, 4) for r in report},
             "orthogonality_error": max(
                 (max(r.orthogonality_X, r.orthogonality_Y) for r in report), default=0.0
             ),
@@ -214,6 +223,7 @@ class Session:
         state: dict[str, Any] = {
             **loop.state(),
             "best": self.best,
+            "kappas": self.kappas,
             "history": self.history,
             "recipe": to_mapping(self.recipe),
             "facts": self.facts,
@@ -247,7 +257,7 @@ class Session:
     def _continue(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> Loop:
         # The step sizes follow from the head's feature energy, so its state comes first.
         restore(self.model.backbone, self.model.head, _under("now.", tensors))
-        self.kappa = state["kappa"]
+        self.kappa, self.kappas = state["kappa"], state["kappas"]
         loop = self._new_loop(self.kappa, self.recipe.train.epochs)
         self.best, self.best_tensors = state["best"], _under("best.", tensors)
         self.history = state["history"]

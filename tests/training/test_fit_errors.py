@@ -1,0 +1,120 @@
+"""Bad input to a fit: one clear sentence, and what was written stays usable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from toy_tasks import choice_rows, topic_rows
+
+from bayestune.data import Task
+from bayestune.errors import ConfigError, DataError, NumericsError, StoreError
+from bayestune.model import BayesModel
+from bayestune.progress import Advance, silent
+from bayestune.training import fit
+from bayestune.training.checkpoint import load_checkpoint
+
+
+def test_rows_of_one_class_are_refused(make, clear) -> None:
+    alone = clear.select([i for i in range(len(clear)) if clear[i].label == 1])
+    with pytest.raises(DataError, match="all training rows are of one class; a classifier needs"):
+        fit(make(), alone, progress=silent)
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_rows_without_a_label_are_named(make, clear, part) -> None:
+    rows = [{"text": e.text, "label": clear.labels[e.label], "id": f"row-{i}"}
+            for i, e in enumerate(clear)]  # fmt: skip
+    del rows[17]["label"]
+    gappy = Task.from_rows(rows, like=clear, require_labels=False)
+    given = {"train": clear, "val": clear, part: gappy}
+    with pytest.raises(DataError, match="the row with id 'row-17' has no label to train on"):
+        fit(make(), progress=silent, **given)
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_other_classes_than_the_models_are_refused(make, clear, part) -> None:
+    two = Task.from_rows(topic_rows(20, topics=("login", "parcel")))
+    given = {"train": clear, "val": clear, part: two}
+    with pytest.raises(DataError, match=r"\['login', 'parcel'\], the model has \['login', 'parce"):
+        fit(make(), progress=silent, **given)
+
+
+def test_another_kind_of_task_is_refused(make) -> None:
+    choice = Task.from_rows(choice_rows(12, choices=(3,)))
+    model = make(labels=["A", "B", "C"])
+    with pytest.raises(DataError, match="The model reads classification tasks; this is choice"):
+        fit(model, choice, progress=silent)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"epoch": 3}, "unknown key epoch. Did you mean 'epochs'"),
+        ({"epochs": 0}, "train.epochs is 0; expected at least 1"),
+        ({"lr": "fast"}, "train.lr is 'fast'; expected a finite number"),
+        ({"rank": 4}, "adapter is fixed when a model is built: give it to build"),
+        ({"dtype": "float32"}, "dtype is fixed when a model is built"),
+        ({"schedule": "both"}, "train.schedule is 'both'; expected 'alternate' or 'joint'"),
+    ],
+)
+def test_wrong_overrides_are_refused_before_anything_happens(
+    make, clear, tmp_path, overrides, message
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        fit(make(), clear, out=tmp_path / "run", progress=silent, **overrides)
+    assert not (tmp_path / "run").exists()
+
+
+def test_resuming_needs_a_folder(make, clear) -> None:
+    with pytest.raises(ConfigError, match="resume needs the folder of the run to continue"):
+        fit(make(), clear, resume=True, progress=silent)
+
+
+def test_a_run_that_cannot_be_written_says_where(make, clear, tmp_path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(StoreError, match=r"file/run/recipe\.yaml could not be written"):
+        fit(make(), clear, out=tmp_path / "file" / "run", progress=silent)
+
+
+def poison_after(examples: int, spoil: Callable[[], None]) -> Any:
+    @contextmanager
+    def progress(label: str, total: int) -> Iterator[Advance]:
+        done = 0
+
+        def advance(count: int = 1, note: str = "") -> None:
+            nonlocal done
+            done += count
+            if label == "training" and done >= examples:
+                spoil()
+
+        yield advance
+
+    return progress
+
+
+@pytest.mark.parametrize(
+    ("where", "message"), [("head", "The loss is nan at step"), ("adapter", "Features of rows")]
+)
+def test_numbers_that_break_down_leave_the_last_checkpoint(
+    make, clear, tmp_path, where, message
+) -> None:
+    out = tmp_path / "run"
+    model: BayesModel = make()
+
+    def spoil() -> None:
+        parts = model.head if where == "head" else model.backbone
+        parameter = next(p for p in parts.parameters() if p.requires_grad)
+        with torch.no_grad():
+            parameter.fill_(float("nan"))
+
+    with pytest.raises(NumericsError, match=message):
+        fit(model, clear, out=out, progress=poison_after(150, spoil))
+    tensors, state = load_checkpoint(out / "checkpoint")
+    assert state["epoch"] == 1
+    assert all(bool(torch.isfinite(t).all()) for n, t in tensors.items() if n.startswith("now."))
+    run = fit(make(), clear, out=out, resume=True, progress=silent)
+    assert len(run.history) == 4
