@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from bayestune.backbone import EMBEDDED, PrefixCache
+from bayestune.config import merge, read_yaml
 from bayestune.data import Task
 from bayestune.data.quickstart import quickstart_path
 from bayestune.evaluation import Evaluation, evaluate
 from bayestune.model import build
 from bayestune.progress import Progress, shown
+from bayestune.recipes import shipped
 from bayestune.store.files import write_json
 from bayestune.training import Run, fit
 
@@ -21,12 +23,8 @@ ROWS: dict[str, tuple[str, Mapping[str, Any]]] = {
     "LoRA": ("mle", {}),
     "PoLAR-VBLL": ("polar_vbll", {}),
 }
-#: Shared by both, so that six minutes on two cores suffice.
-SETTINGS: dict[str, Any] = {
-    "layers": "top:4",
-    "rank": 8,
-    "train": {"epochs": 5, "batch_size": 16},
-}
+#: The shipped recipe that both share, so that six minutes on two cores suffice.
+RECIPE = "quickstart"
 OOS = "out_of_scope"
 
 
@@ -60,11 +58,13 @@ def run_demo(
     train = Task.load(quickstart_path("train.jsonl"))
     test = Task.load(quickstart_path("test.jsonl"), like=train)
     oos = Task.load(quickstart_path("oos.jsonl"), like=train, label=None, require_labels=False)
+    shared = read_yaml(shipped(RECIPE))
     evaluations: dict[str, Evaluation] = {}
     runs: dict[str, Run] = {}
     cache: PrefixCache | None = None
     for name, (method, recipe) in ROWS.items():
-        model = build(method, base=base, labels=train, config=recipe, seed=seed, **SETTINGS)
+        config = merge(shared, recipe)
+        model = build(method, base=base, labels=train, config=config, seed=seed)
         # Both rows adapt the same layers, so the frozen ones below run once per text for both.
         cache = model.cache = cache or model.new_cache()
         runs[name] = fit(

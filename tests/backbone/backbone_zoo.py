@@ -52,6 +52,15 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("MixtralConfig", {**_GROUPED, "num_local_experts": 8}),
     "opt": ("OPTConfig", {**_PLAIN, "ffn_dim": 48, "word_embed_proj_dim": 16}),
     "bloom": ("BloomConfig", {**_PLAIN, "n_layer": 4, "n_head": 4}),
+    "gpt_neo": (  # positions are learnt, not rotary
+        "GPTNeoConfig",
+        {
+            **{"vocab_size": VOCABULARY, "hidden_size": WIDTH, "intermediate_size": 48},
+            **{"num_layers": 4, "num_heads": 4, "attention_types": [[["global", "local"], 2]]},
+            **{"window_size": 4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+            **{"resid_dropout": 0.0, "embed_dropout": 0.0, "attention_dropout": 0.0},
+        },
+    ),
     "gpt_neox": ("GPTNeoXConfig", _PLAIN),
     "bert": ("BertConfig", _PLAIN),
     "roberta": ("RobertaConfig", _ROBERTA),

@@ -51,7 +51,7 @@ def test_wrong_specifications_name_the_layers_there_are(spec):
     assert "5 layers (0 to 4)" in str(error.value)
 
 
-NAMES = {"bert": "encoder.layer", "distilbert": "transformer.layer", "bloom": "h",
+NAMES = {"bert": "encoder.layer", "distilbert": "transformer.layer", "bloom": "h", "gpt_neo": "h",
          "opt": "decoder.layers", **dict.fromkeys(("roberta", "electra", "deberta"),
          "encoder.layer")}  # fmt: skip
 

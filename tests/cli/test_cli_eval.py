@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from cli_checks import complaint, read_lines, write_rows
@@ -152,3 +156,29 @@ def test_a_moved_backbone(cli, run_folder, llama_base, tied_base, files, tmp_pat
     arguments = ("eval", run_folder, "--data", files["test"], "--json")
     assert cli(*arguments, "--base", moved).stdout == cli(*arguments).stdout
     assert "is not the one" in complaint(cli(*arguments, "--base", tied_base, code=None))
+
+
+def test_a_process_of_its_own_prints_nothing_else(run_folder, files) -> None:
+    """Also what other libraries write past Python's streams would be seen here."""
+    process = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "bayestune.cli",
+            "eval",
+            run_folder,
+            "--data",
+            files["test"],
+            "--json",
+        ],
+        env={**os.environ, "PYTHONPATH": str(Path(bayestune.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    assert json.loads(process.stdout)["n"] == 60
+    assert process.stdout.count("\n") == 1
+    first, *rest = process.stderr.splitlines()
+    assert first == f"loading {run_folder}"
+    assert all(line.startswith("features: ") for line in rest)  # where it takes a second or more

@@ -161,6 +161,5 @@ def detection(inside: Prediction, outside: Prediction) -> dict[str, float]:
         f"auroc_{name}": metrics.auroc(score(inside), score(outside))
         for name, score in SCORES.items()
     }
-    found["aupr_max_prob"] = metrics.aupr(-inside.confidence, -outside.confidence)
     found["fpr95"] = metrics.fpr_at_recall(-inside.confidence, -outside.confidence, 0.95)
     return found

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from bayestune import methods
 from bayestune.backbone import resolve
@@ -31,6 +31,7 @@ ADAPTER = "adapter_model.safetensors"
 POSTERIOR = "posterior.safetensors"
 _DENSITY = "density."
 _METADATA = {"format": "pt"}
+_HEADS = {kind.__name__: kind for kind in (GaussianHead, LinearHead)}
 _CHECKED = (ADAPTER, "adapter_config.json", POSTERIOR)
 
 
@@ -56,7 +57,7 @@ def save(model: BayesModel, path: str | Path) -> Path:
     with new_folder(path) as folder:
         model.backbone.peft_model.save_pretrained(folder)
         save_file(_without_posterior(load_file(folder / ADAPTER)), folder / ADAPTER, _METADATA)
-        model.tokenizer.save_pretrained(folder)
+        _save_tokenizer(model.tokenizer, folder)
         save_file(_posterior_tensors(model), folder / POSTERIOR, _METADATA)
         for file in folder.iterdir():
             file.chmod(0o644)
@@ -82,7 +83,7 @@ def load(path: str | Path, *, base: str | None = None, device: str | None = None
     try:
         recipe = _recipe(manifest, base, device)
         task = Task.from_schema(manifest["task"])
-        fingerprint, head = manifest["base"]["fingerprint"], dict(manifest["head"])
+        fingerprint, kind = manifest["base"]["fingerprint"], _HEADS[manifest["head"]["kind"]]
         verify(folder, dict.fromkeys(_CHECKED, "") | manifest["checksums"])
     except (KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{folder / MANIFEST} is damaged: {error} is missing or wrong.") from error
@@ -98,11 +99,21 @@ def load(path: str | Path, *, base: str | None = None, device: str | None = None
         posterior = load_file(folder / POSTERIOR)
     except (SafetensorError, OSError) as error:
         raise StoreError(f"{folder} is damaged: {error}.") from error
-    _restore_head(model, head, posterior)
+    _restore_head(model, kind, posterior)
     _restore_adapter(model, stored, posterior, folder)
     model.density = _density(posterior, len(task.labels), model.head.in_features)  # pyright: ignore
     model.notes = manifest.get("notes", {})
     return model
+
+
+def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        # The tokenizers library raises Exception itself for a full disk; others pass through.
+        if type(error) is Exception:
+            raise OSError(str(error)) from error
+        raise
 
 
 def _without_posterior(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -135,14 +146,11 @@ def _recipe(manifest: dict[str, Any], base: str | None, device: str | None) -> R
     return recipe
 
 
-def _restore_head(model: BayesModel, kind: dict[str, Any], posterior: dict[str, Tensor]) -> None:
+def _restore_head(model: BayesModel, kind: type[nn.Module], posterior: dict[str, Tensor]) -> None:
     """Give the model a head of the stored kind: a refreshed point head has become Gaussian."""
-    shape = {"in_features": model.head.in_features, "num_classes": model.head.num_classes}  # type: ignore
     head = model.head
-    if kind["kind"] == "LinearHead" and not isinstance(head, LinearHead):
-        head = LinearHead(**shape)  # pyright: ignore
-    if kind["kind"] == "GaussianHead" and not isinstance(head, GaussianHead):
-        head = GaussianHead(**shape)  # pyright: ignore
+    if type(head) is not kind:
+        head = kind(in_features=head.in_features, num_classes=head.num_classes)
     head.load_posterior(  # pyright: ignore[reportCallIssue]
         {k.removeprefix("head."): v for k, v in posterior.items() if k.startswith("head.")}
     )

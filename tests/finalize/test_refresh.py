@@ -1,0 +1,244 @@
+"""The covariance that is delivered: the Laplace refresh by brute force, and the choice."""
+
+from __future__ import annotations
+
+import math
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bayestune.config import FinalizeConfig, PredictConfig
+from bayestune.errors import ConfigError
+from bayestune.finalize import Features, predictive_at, select
+from bayestune.finalize.laplace import BLOCK_LIMIT, covariance_of, measure_curvature
+from bayestune.finalize.select import PRECISIONS, SCALES
+from bayestune.head import GaussianHead, LinearHead
+from bayestune.methods import parts
+
+#: Nothing is left to choose unless a test opens it.
+FIXED: dict[str, Any] = {"refresh": "block", "precision": 1.0, "scale": 1.0, "temperature": "none"}
+
+
+def config(**changes: Any) -> FinalizeConfig:
+    return FinalizeConfig(**{**FIXED, **changes})
+
+
+def inverses(head: GaussianHead, fit: Features, precision: float) -> Tensor:
+    """Return (τI + Σ_n ω_n p(1 − p) φφᵀ)⁻¹ of every class, by the definition and in float64."""
+    W, phi = head.weight.detach().double(), fit.phi.double()
+    K, D = W.shape
+    total = precision * torch.eye(D, dtype=torch.float64).repeat(K, 1, 1)
+    for n, row in enumerate(phi):
+        logits = W @ row
+        if fit.mask is not None:
+            logits[~fit.mask[n]] = -torch.inf
+        p = logits.softmax(0)
+        weight = 1.0 if fit.weights is None else float(fit.weights[n])
+        for k in range(K):
+            total[k] += weight * p[k] * (1 - p[k]) * torch.outer(row, row)
+    return torch.linalg.inv(total)
+
+
+def unit(head: GaussianHead) -> float:
+    """Precision of the prior, 1/σ₀²."""
+    return math.exp(-float(head.log_prior_variance))
+
+
+# brute force ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("weighed", [False, True])
+def test_the_dense_covariance_is_the_inverse_of_the_curvature(
+    rows, gaussian, masked, weighed
+) -> None:
+    fit, head = rows(60, masked=masked, weighed=weighed), gaussian()
+    mean = head.weight.detach().clone()
+    expected = inverses(head, fit, 1.7 * unit(head))
+    select(head, fit, None, config(precision=1.7))
+    assert head.family == "dense" and torch.equal(head.weight, mean)
+    factor = head.factor.double()
+    torch.testing.assert_close(factor @ factor.mT, expected, rtol=1e-4, atol=1e-7)
+    phi = rows(20, 5).phi
+    _, var = head.moments(phi)
+    by_hand = torch.einsum("nd,kde,ne->nk", phi.double(), expected, phi.double())  # (N, K)
+    torch.testing.assert_close(var.double(), by_hand, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("weighed", [False, True])
+def test_the_diagonal_covariance_is_the_inverse_of_the_diagonal(
+    rows, gaussian, masked, weighed
+) -> None:
+    fit, head = rows(60, masked=masked, weighed=weighed), gaussian()
+    tau = 0.4 * unit(head)
+    precisions = torch.linalg.inv(inverses(head, fit, tau)).diagonal(dim1=1, dim2=2)  # (K, D)
+    select(head, fit, None, config(refresh="diagonal", precision=0.4))
+    assert head.family == "diagonal"
+    variances = head.log_scale.detach().double().exp().square()
+    torch.testing.assert_close(variances, 1 / precisions, rtol=1e-4, atol=0.0)
+
+
+@pytest.mark.parametrize("covariance", ["block", "diagonal"])
+def test_one_measurement_serves_every_precision(rows, gaussian, covariance) -> None:
+    fit, head, phi = rows(40), gaussian(), rows(15, 3).phi
+    curvature = measure_curvature(head, fit, covariance)
+    for tau in (0.01, 1.0, 50.0):
+        copy = deepcopy(head)
+        curvature.install(copy, tau)
+        torch.testing.assert_close(
+            curvature.variance(phi, tau), copy.moments(phi)[1], rtol=1e-4, atol=1e-7
+        )
+
+
+def test_without_data_the_refresh_is_the_prior(rows, gaussian) -> None:
+    head = gaussian()
+    nothing = Features(rows(1).phi[:0], torch.empty(0, dtype=torch.int64))
+    select(head, nothing, None, config(precision=2.0))
+    identity = torch.eye(6).expand(4, 6, 6)
+    torch.testing.assert_close(
+        head.factor @ head.factor.mT, identity / (2 * unit(head)), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_auto_takes_dense_blocks_while_they_are_small(gaussian) -> None:
+    assert covariance_of("auto", gaussian()) == "block"
+    wide = GaussianHead(in_features=2048, num_classes=BLOCK_LIMIT // 2048**2 + 1)
+    assert covariance_of("auto", wide) == "diagonal"
+    assert covariance_of("block", wide) == "block"
+
+
+# choosing ---------------------------------------------------------------------------------------
+
+
+def nll(head: GaussianHead, spread: Tensor, held: Features, temperature: float = 1.0) -> float:
+    """Return the held-out NLL at covariances (K, D, D), in float64 and by its definition."""
+    phi = held.phi.double()
+    mu = phi @ head.weight.detach().double().T
+    var = torch.einsum("nd,kde,ne->nk", phi, spread, phi)  # (N, K)
+    probs = predictive_at(mu, var, temperature).probs
+    return float(-probs.gather(1, held.labels[:, None]).log().mean())
+
+
+@pytest.mark.parametrize("confidence", [0.5, 1.0, 4.0])
+def test_the_precision_is_the_likeliest_on_held_out_rows(rows, gaussian, confidence) -> None:
+    fit, held, head = rows(30), rows(300, 1), gaussian(confidence)
+    losses = {tau: nll(head, inverses(head, fit, tau * unit(head)), held) for tau in PRECISIONS}
+    tried, chosen = select(head, fit, held, config(precision="auto"))
+    assert [c.value for c in tried] == list(PRECISIONS)
+    for candidate in tried:
+        assert candidate.nll == pytest.approx(losses[candidate.value], rel=1e-4)
+    assert chosen.value == min(losses, key=losses.__getitem__)
+    assert chosen.temperature == 1.0
+    expected = inverses(head, fit, chosen.value * unit(head))
+    factor = head.factor.double()
+    torch.testing.assert_close(factor @ factor.mT, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_over_confident_means_want_a_wider_posterior(rows, gaussian) -> None:
+    fit, held = rows(30), rows(300, 1)
+    chosen = [
+        select(gaussian(confidence), fit, held, config(precision="auto"))[1].value
+        for confidence in (1.0, 4.0)
+    ]
+    assert chosen[1] < chosen[0]
+
+
+def test_the_scale_of_the_trained_posterior_is_chosen_likewise(rows, gaussian) -> None:
+    fit, held, head = rows(30), rows(300, 1), gaussian(deviation=1.5)
+    scale = head.log_scale.detach().exp()
+    losses = {s: nll(head, torch.diag_embed((s * scale).double().square()), held) for s in SCALES}
+    tried, chosen = select(head, fit, held, config(refresh="none", scale="auto"))
+    assert {c.covariance for c in tried} == {"trained"}
+    assert chosen.value == min(losses, key=losses.__getitem__) < 1
+    torch.testing.assert_close(head.log_scale.exp(), chosen.value * scale)
+
+
+def test_auto_keeps_the_trained_posterior_only_where_it_is_clearly_better(rows, gaussian) -> None:
+    fit = rows(30)
+    # A mean four times too sure: the trained posterior makes up for it, a tight refresh does not.
+    options = {"refresh": "auto", "precision": 1e4}
+    for count, expected in ((400, "trained"), (2, "refreshed")):
+        head = gaussian(4.0, deviation=1.2)
+        before = {k: v.clone() for k, v in head.state_dict().items()}
+        tried, chosen = select(head, fit, rows(count, 1), config(**options))
+        assert len(tried) == 2
+        assert chosen.covariance == expected
+        if expected == "trained":
+            assert all(torch.equal(before[k], v) for k, v in head.state_dict().items())
+    # At equal likelihood the refresh is taken, for it knows more about the directions of the data.
+    head = gaussian(1.0, deviation=0.01)
+    _, chosen = select(head, fit, rows(400, 1), config(**options))
+    assert chosen.covariance == "refreshed" and head.family == "dense"
+    # A given mode leaves no choice.
+    _, chosen = select(
+        gaussian(4.0, deviation=1.2), fit, rows(400, 1), config(**{**options, "refresh": "block"})
+    )
+    assert chosen.covariance == "refreshed"
+
+
+def test_every_candidate_is_judged_at_its_own_temperature(rows, gaussian) -> None:
+    fit, held, head = rows(30), rows(200, 1), gaussian(4.0)
+    spreads = {tau: inverses(head, fit, tau * unit(head)) for tau in (0.1, 300.0)}
+    tried, _ = select(head, fit, held, config(precision="auto", temperature="auto"))
+    by_value = {c.value: c for c in tried}
+    for tau, spread in spreads.items():
+        candidate = by_value[tau]
+        assert candidate.nll == pytest.approx(nll(head, spread, held, candidate.temperature), 1e-4)
+    # Four times too sure: what the variance does not take up, the temperature does.
+    assert by_value[300.0].temperature > by_value[0.1].temperature > 1
+    assert by_value[300.0].temperature > 2.5
+
+
+# the whole finaliser ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options", [{"refresh": "block"}, {"refresh": "diagonal"}, {"refresh": "none"}]
+)
+def test_finalizing_folds_the_temperature_into_what_was_chosen(rows, gaussian, options) -> None:
+    fit, held = rows(50), rows(80, 1)
+    head, copy = gaussian(3.0), gaussian(3.0)
+    done, report = parts.finalize(head, fit, held, config(**options, temperature=1.8))
+    select(copy, fit, held, config(**options, temperature=1.8))
+    with torch.no_grad():
+        expected = predictive_at(*copy.moments(held.phi), 1.8)
+    found = parts.predict(done, held.phi, PredictConfig())
+    torch.testing.assert_close(found.probs, expected.probs, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found.epistemic, expected.epistemic, rtol=1e-3, atol=1e-6)
+    assert done is head and report["temperature"] == 1.8
+    assert report["family"] == ("dense" if options["refresh"] == "block" else "diagonal")
+    nll_after = -found.probs.gather(1, held.labels[:, None]).log().mean()
+    assert report["nll"] == pytest.approx(float(nll_after), rel=1e-4)
+
+
+@pytest.mark.parametrize("refresh", ["block", "diagonal"])
+def test_a_refreshed_point_estimate_is_a_gaussian_around_the_same_mean(
+    rows, gaussian, refresh
+) -> None:
+    fit, mean = rows(50), gaussian().weight.detach().clone()
+    point = LinearHead(in_features=6, num_classes=4, rows=mean)
+    done, report = parts.finalize(point, fit, None, config(refresh=refresh))
+    assert isinstance(done, GaussianHead)
+    assert torch.equal(done.weight, mean)
+    assert not done.prior_mean.any()
+    energy = float(fit.phi.square().sum(1).mean())
+    assert float(done.feature_energy) == pytest.approx(energy)
+    assert unit(done) == pytest.approx(energy / (2 * math.log(4)), rel=1e-5)
+    expected = inverses(done, fit, unit(done))
+    if refresh == "block":
+        factor = done.factor.double()
+        torch.testing.assert_close(factor @ factor.mT, expected, rtol=1e-4, atol=1e-7)
+    assert bool((parts.predict(done, fit.phi, PredictConfig()).epistemic > 0).all())
+    assert report["covariance"] == "refreshed"
+
+
+@pytest.mark.parametrize(
+    "opened", [{"precision": "auto"}, {"temperature": "auto"}, {"refresh": "auto"}]
+)
+def test_a_choice_needs_held_out_rows(rows, gaussian, opened) -> None:
+    with pytest.raises(ConfigError, match=r"chosen on held-out rows: give a validation set"):
+        select(gaussian(), rows(20), None, config(**opened))
