@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
+from sklearn.metrics import accuracy_score, roc_auc_score
 from toy_tasks import choice_rows, foreign_texts, topic_rows
 
 from bayestune.data import Task
@@ -50,7 +50,6 @@ def test_accuracy_likelihood_and_brier_are_those_by_hand(evaluation, noisy_test)
     assert evaluation.accuracy == accuracy_score(labels, probs.argmax(1).tolist())
     picked = [float(probs[i, k]) for i, k in enumerate(labels)]
     assert evaluation.nll == pytest.approx(-sum(map(math.log, picked)) / 120, rel=1e-6)
-    assert evaluation.nll == pytest.approx(log_loss(labels, probs.numpy()), rel=1e-5)
     squares = [
         sum((float(probs[i, j]) - (j == k)) ** 2 for j in range(3)) for i, k in enumerate(labels)
     ]
@@ -202,9 +201,9 @@ def test_other_classes_are_refused(trained) -> None:
 
 
 def test_nothing_to_evaluate_is_refused(trained, clear_test) -> None:
-    with pytest.raises(DataError, match="empty"):
+    with pytest.raises(DataError, match="The data: there are no rows to evaluate on"):
         evaluate(trained, clear_test.select([]))
-    with pytest.raises(DataError, match="empty"):
+    with pytest.raises(DataError, match="nothing: there are no rows to evaluate on"):
         evaluate(trained, clear_test, ood={"nothing": []})
 
 

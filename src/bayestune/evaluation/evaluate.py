@@ -93,7 +93,7 @@ def evaluate(
         The metrics, with the predictions behind them.
 
     Raises:
-        DataError: if a row has no label or the classes are others.
+        DataError: if a row has no label, there are no rows or the classes are others.
     """
     if tuple(data.labels.names) != tuple(model.labels.names):
         raise DataError(
@@ -110,6 +110,9 @@ def evaluate(
         name: model.predict(texts, batch_size, progress=progress)
         for name, texts in (ood or {}).items()
     }
+    for name, rows in ((data.source or "The data", prediction), *others.items()):
+        if not len(rows):
+            raise DataError(f"{name}: there are no rows to evaluate on.")
     return score(prediction, targets, others)
 
 

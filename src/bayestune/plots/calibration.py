@@ -27,16 +27,16 @@ def reliability_figure(evaluations: Mapping[str, Evaluation], bins: int = 15) ->
         result = metrics.reliability(
             *metrics.top_label(evaluation.prediction.probs, evaluation.targets), bins
         )
-        share = result.counts / result.counts.sum()
+        share = (result.counts / result.counts.sum()).tolist()
         full = result.counts > 0
-        left = result.edges[:-1]
+        left = result.edges[:-1].tolist()
         axis.bar(
             left, share, 1 / bins, align="edge", color=colour, alpha=0.18, label="share of rows"
         )
         axis.plot([0, 1], [0, 1], color="#888888", linewidth=0.8)
         axis.plot(
-            result.confidence[full],
-            result.accuracy[full],
+            result.confidence[full].tolist(),
+            result.accuracy[full].tolist(),
             marker="o",
             markersize=4,
             linewidth=1.2,
@@ -67,7 +67,7 @@ def risk_coverage_figure(evaluations: Mapping[str, Evaluation]) -> Figure:
         confidence, correct = metrics.top_label(evaluation.prediction.probs, evaluation.targets)
         curve = metrics.risk_coverage_curve(confidence, correct)
         label = f"{name} (AURC {evaluation.aurc:.3f})"
-        axis.plot(curve.coverage, curve.risk, linewidth=1.4, label=label, **style)
+        axis.plot(curve.coverage.tolist(), curve.risk.tolist(), linewidth=1.4, label=label, **style)
     axis.set(xlim=(0, 1), xlabel="share answered", ylabel="error rate of the answers")
     axis.set_ylim(bottom=0)
     axis.legend(fontsize=7, frameon=False)

@@ -37,7 +37,8 @@ def unfamiliar_figure(evaluation: Evaluation, name: str) -> Figure:
         values = [score(p).double() + offset for p in (inside, outside)]
         low = float(min(v.min() for v in values))
         high = float(torch.cat(values).quantile(0.995))
-        edges = torch.linspace(low, max(high, low + 1e-9), 31)
+        high = max(high, low + 1e-9)
+        edges = torch.linspace(low, high, 31, dtype=torch.float64)
         for v, label, colour in zip(values, ("inside", name), COLOURS, strict=False):
             weights = torch.full_like(v, 1 / len(v))
             axis.hist(
