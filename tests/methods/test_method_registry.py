@@ -80,9 +80,12 @@ def test_finalizing_without_anything_to_do_changes_nothing() -> None:
     head = GaussianHead(in_features=5, num_classes=3, feature_energy=5.0)
     before = {k: v.clone() for k, v in head.state_dict().items()}
     same, report = parts.finalize(
-        head, Features(PHI, LABELS), None, FinalizeConfig(refresh="none", scale=1.0, temperature="none")
+        head,
+        Features(PHI, LABELS),
+        None,
+        FinalizeConfig(refresh="none", scale=1.0, temperature="none"),
     )
-    assert same is head and report["temperature"] == 1.0 and report["refresh"] == "none"
+    assert same is head and report["temperature"] == 1.0 and report["covariance"] == "trained"
     assert all(torch.equal(before[k], v) for k, v in head.state_dict().items())
 
 

@@ -60,8 +60,9 @@ def same_files(a: Path, b: Path) -> None:
 
 
 def test_the_same_seed_gives_the_same_files(make, clear, whole, tmp_path) -> None:
+    model = make(**OPTIONS)
     torch.rand(7)  # whatever was drawn before does not matter
-    fit(make(**OPTIONS), clear, out=tmp_path / "again", progress=silent)
+    fit(model, clear, out=tmp_path / "again", progress=silent)
     same_files(whole, tmp_path / "again")
 
 

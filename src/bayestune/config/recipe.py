@@ -104,7 +104,7 @@ class FinalizeConfig:
 class CacheConfig:
     """The frozen-prefix cache: hidden states entering the first adapted layer, once per text."""
 
-    prefix: Literal["auto", "off"] = "auto"
+    prefix: Literal["auto", "on", "off"] = "auto"  # auto: wherever the architecture allows it
     max_gb: float = 4.0  # in memory up to this size, in a memory-mapped file beyond it
     max_disk_gb: float = 64.0
 

@@ -35,13 +35,13 @@ class Candidate:
         value: the factor on the trained standard deviations, or the precision of the refresh in
             units of the prior's.
         temperature: fitted (or given) T.
-        nll: held-out negative log-likelihood at T, in nats per row.
+        nll: held-out negative log-likelihood at T, in nats per row; None without held-out rows.
     """
 
     covariance: Literal["trained", "refreshed"]
     value: float
     temperature: float
-    nll: float
+    nll: float | None
 
 
 def select(
@@ -77,7 +77,7 @@ def select(
                 "held-out rows: give a validation set or train.hold_out above 0, or fix them."
             )
         kind, value = grid[0]
-        only = Candidate(kind, value, _given(config.temperature), float("nan"))
+        only = Candidate(kind, value, _given(config.temperature), None)
         _install(head, curvature, only, unit)
         return [only], only
     with torch.no_grad():
@@ -114,7 +114,7 @@ def _grid(config: FinalizeConfig) -> Iterator[tuple[Literal["trained", "refreshe
 
 def _best(losses: dict[Candidate, Tensor]) -> Candidate:
     likeliest = {
-        kind: min(of_kind, key=lambda c: c.nll)
+        kind: min(of_kind, key=lambda c: float(losses[c].mean()))
         for kind in ("trained", "refreshed")
         if (of_kind := [c for c in losses if c.covariance == kind])
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from bayestune.config import to_mapping
 from bayestune.data import Task
-from bayestune.errors import StoreError
+from bayestune.errors import ModelError, StoreError
 from bayestune.finalize import Features
 from bayestune.metrics import Density, fit_density
 from bayestune.model import BayesModel
@@ -30,6 +31,8 @@ from bayestune.training.choose import choose_kappa, delivered_nll
 from bayestune.training.loop import Loop
 from bayestune.training.rows import Rows, prepare
 from bayestune.training.run import Journal, Run
+
+logger = logging.getLogger(__name__)
 
 #: Tensors and JSON values of a checkpoint.
 Found = tuple[dict[str, Tensor], dict[str, Any]]
@@ -156,7 +159,14 @@ class Session:
         if self.reader.cache is None:
             return
         first = self.reader.tensors(self.rows.encoded, range(min(2, len(self.rows))))
-        self.model.backbone.check_split(first)
+        try:
+            self.model.backbone.check_split(first)
+        except ModelError as error:
+            if self.recipe.cache.prefix == "on":
+                raise
+            logger.warning("training without the prefix cache: %s", error)
+            self.reader.cache = self.model.cache = None
+            return
         for name, rows in (("training", self.rows), ("held-out", self.val)):
             if rows is not None:
                 label = f"frozen layers, {name}"
