@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from bayestune.errors import ModelError
 from bayestune.model import BayesModel
 from bayestune.progress import silent
 from bayestune.training import fit
@@ -69,19 +68,3 @@ def test_a_fit_leaves_no_cache_behind_unless_one_was_given(runs, make, clear) ->
 def test_nothing_is_cached_where_every_layer_is_adapted(make) -> None:
     assert make(layers="all").new_cache() is None
     assert make(**{"cache.prefix": "off"}).new_cache() is None
-
-
-def test_a_backbone_that_cannot_be_split_is_trained_whole(
-    runs, make, clear, monkeypatch, caplog
-) -> None:
-    def refuse(*_: Any) -> None:
-        raise ModelError("cannot be run in two halves")
-
-    model = make()
-    monkeypatch.setattr(model.backbone, "check_split", refuse)
-    run = fit(model, clear, progress=silent)
-    assert model.cache is None
-    assert "training without the prefix cache: cannot be run in two halves" in caplog.text
-    assert run.history == runs["off"][1]
-    with pytest.raises(ModelError, match="cannot be run in two halves"):
-        fit(model, clear, progress=silent, **{"cache.prefix": "on"})

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def reliability_figure(evaluations: Mapping[str, Evaluation], bins: int = 15) -> Figure:
-    """Draw accuracy against confidence, one panel per method, with how many rows each bin holds.
+    """Draw accuracy against confidence, one panel per method; bars and point sizes count the rows.
 
     Args:
         evaluations: by name of the method.
@@ -30,28 +30,20 @@ def reliability_figure(evaluations: Mapping[str, Evaluation], bins: int = 15) ->
         share = (result.counts / result.counts.sum()).tolist()
         full = result.counts > 0
         left = result.edges[:-1].tolist()
-        axis.bar(
-            left, share, 1 / bins, align="edge", color=colour, alpha=0.18, label="share of rows"
-        )
+        axis.bar(left, share, 1 / bins, align="edge", color=colour, alpha=0.18)
         axis.plot([0, 1], [0, 1], color="#888888", linewidth=0.8)
-        axis.plot(
-            result.confidence[full].tolist(),
-            result.accuracy[full].tolist(),
-            marker="o",
-            markersize=4,
-            linewidth=1.2,
-            color=colour,
-            label="accuracy",
-        )
+        x, y = result.confidence[full].tolist(), result.accuracy[full].tolist()
+        axis.plot(x, y, linewidth=0.8, alpha=0.5, color=colour)
+        # A bin of three rows must not look like one of three hundred.
+        axis.scatter(x, y, s=[8 + 160 * s for s in share if s > 0], color=colour, zorder=3)
         axis.set(
             xlim=(0, 1),
             ylim=(0, 1.02),
             xlabel="confidence",
-            ylabel="accuracy",
+            ylabel="accuracy (points), share of rows (bars)",
             title=f"{name}: ECE {evaluation.ece:.3f}, NLL {evaluation.nll:.3f}",
         )
         axis.title.set_fontsize(9)
-        axis.legend(fontsize=7, frameon=False, loc="upper left")
     return figure
 
 
