@@ -42,6 +42,14 @@ def test_one_changed_number_changes_the_fingerprint(name, llama_base, tmp_path):
     assert folder_fingerprint(copy) != folder_fingerprint(llama_base)
 
 
+def test_the_tokenizer_is_part_of_the_fingerprint(llama_base, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(llama_base, copy)
+    file = copy / "tokenizer.json"
+    file.write_text(file.read_text(encoding="utf-8").replace("</s>", "<e>"), encoding="utf-8")
+    assert folder_fingerprint(copy) != folder_fingerprint(llama_base)
+
+
 def test_the_config_is_part_of_the_fingerprint(llama_base, tmp_path):
     copy = shutil.copytree(llama_base, tmp_path / "copy")
     config = json.loads((copy / "config.json").read_text())

@@ -102,7 +102,7 @@ def cache_folder() -> Path:
 
 
 def folder_fingerprint(path: Path) -> str:
-    """Hash the config and, of every weight file, its name, size and content.
+    """Hash the config, the tokeniser and, of every weight file, its name, size and content.
 
     Of files beyond 16 MB a part of the content is read, spread evenly: that tells fine-tunes of one
     architecture apart without reading gigabytes.
@@ -113,7 +113,10 @@ def folder_fingerprint(path: Path) -> str:
     digest = hashlib.sha256()
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        digest.update(json.dumps({k: config.get(k) for k in _IDENTITY}, sort_keys=True).encode())
+        lasting = {k: v for k, v in config.items() if k not in _PASSING}
+        digest.update(json.dumps(lasting, sort_keys=True).encode())
+        tokenizer = path / "tokenizer.json"
+        digest.update(tokenizer.read_bytes() if tokenizer.is_file() else b"")
         for file in sorted(path.glob("*.safetensors")):
             size = file.stat().st_size
             digest.update(f"{file.name}:{size}".encode())
@@ -128,7 +131,8 @@ def folder_fingerprint(path: Path) -> str:
 
 
 _WHOLE = 1 << 24
-_IDENTITY = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size")
+#: Config keys that say how a folder was written, not what the model computes.
+_PASSING = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"}
 
 
 def hub_fingerprint(model: str, revision: str | None) -> str:

@@ -35,7 +35,9 @@ def reliability_figure(evaluations: Mapping[str, Evaluation], bins: int = 15) ->
         x, y = result.confidence[full].tolist(), result.accuracy[full].tolist()
         axis.plot(x, y, linewidth=0.8, alpha=0.5, color=colour)
         # A bin of three rows must not look like one of three hundred.
-        axis.scatter(x, y, s=[8 + 160 * s for s in share if s > 0], color=colour, zorder=3, clip_on=False)
+        axis.scatter(
+            x, y, s=[8 + 160 * s for s in share if s > 0], color=colour, zorder=3, clip_on=False
+        )
         axis.set(
             xlim=(0, 1),
             ylim=(0, 1.02),
