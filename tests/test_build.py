@@ -117,3 +117,18 @@ def test_a_backbone_that_is_not_there_is_named(tmp_path: Path) -> None:
         build(base=str(tmp_path), labels=NAMES)
     with pytest.raises(BayestuneError, match="No model at"):
         build(base=str(tmp_path / "nowhere" / "at" / "all"), labels=NAMES)
+
+
+def test_the_methods_name_may_stand_in_the_config(llama_base) -> None:
+    options = {"base": str(llama_base), "labels": ["a", "b"]}
+    model = build(config={"method": "mle"}, **options)
+    assert model.method.name == "mle" and model.recipe.adapter.kind == "lora"
+    assert build(config=model.recipe, **options).method.name == "mle"
+    with pytest.raises(ConfigError, match="give one of them"):
+        build("polar_vbll", config=model.recipe, **options)
+
+
+def test_building_leaves_the_callers_random_state_alone(llama_base) -> None:
+    before = torch.get_rng_state()
+    build("mle", base=str(llama_base), labels=["a", "b"])
+    assert torch.equal(before, torch.get_rng_state())

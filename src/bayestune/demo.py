@@ -13,6 +13,7 @@ from bayestune.data import Task
 from bayestune.data.quickstart import quickstart_path
 from bayestune.evaluation import Evaluation, evaluate
 from bayestune.model import build
+from bayestune.plots.style import new_figure
 from bayestune.progress import Progress, shown
 from bayestune.recipes import shipped
 from bayestune.store.files import write_json
@@ -55,6 +56,7 @@ def run_demo(
         progress: how to report.
     """
     out = Path(out)
+    new_figure(1)  # without matplotlib it stops here, not after the training
     train = Task.load(quickstart_path("train.jsonl"))
     test = Task.load(quickstart_path("test.jsonl"), like=train)
     oos = Task.load(quickstart_path("oos.jsonl"), like=train, label=None, require_labels=False)
@@ -66,7 +68,7 @@ def run_demo(
         config = merge(shared, recipe)
         model = build(method, base=base, labels=train, config=config, seed=seed)
         # Both rows adapt the same layers, so the frozen ones below run once per text for both.
-        cache = model.cache = cache or model.new_cache()
+        cache = model.cache = model.new_cache() if cache is None else cache
         runs[name] = fit(
             model,
             train,

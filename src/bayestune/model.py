@@ -196,7 +196,7 @@ class BayesModel:
         score = None
         if self.density is not None and len(phi):
             score = density_score(self.density, phi).float()
-        return Prediction.of(predictive, self.labels.names, score)
+        return Prediction.of(predictive.cpu(), self.labels.names, score)
 
     def save(self, path: Any) -> None:
         """Write the model as a PEFT adapter with its posterior beside it; see `bayestune.store`."""
@@ -212,7 +212,7 @@ class BayesModel:
 
 
 def build(
-    method: str = "polar_vbll",
+    method: str | None = None,
     base: str | None = None,
     labels: Task | LabelSet | Iterable[str] | None = None,
     *,
@@ -222,7 +222,7 @@ def build(
     """Load a backbone, adapt it and give it the head of a method.
 
     Args:
-        method: a name from ``bayestune methods``.
+        method: a name from ``bayestune methods``; the config's, else ``polar_vbll``.
         base: ``smollm2-135m``, a folder, a ``.gguf`` file or a Hub id.
         labels: the classes in order: a task (whose kind and columns are taken too), its labels or
             plain names.
@@ -246,7 +246,12 @@ def build(
     layers += [sections, nest({k: v for k, v in overrides.items() if k not in sections})]
     if base is not None:
         layers.append({"model": base})
-    recipe = methods.recipe(method, *layers)
+    named = next((layer["method"] for layer in reversed(layers) if "method" in layer), None)
+    if method is not None and isinstance(config, Recipe) and named not in (None, method):
+        raise ConfigError(
+            f"build is asked for {method!r} but the recipe is one of {named!r}: give one of them."
+        )
+    recipe = methods.recipe(method or named or "polar_vbll", *layers)
     return assemble(recipe, _as_task(labels))
 
 
@@ -256,10 +261,11 @@ def assemble(recipe: Recipe, task: Task) -> BayesModel:
     source = resolve(recipe.model, recipe.revision)
     device = pick_device(recipe.device)
     dtype = pick_dtype(recipe.dtype, device)
-    torch.manual_seed(recipe.seed)  # the adapter's starting point
     tokenizer = load_tokenizer(source)
-    base = load_base(source, len(task.labels), device, dtype)
-    backbone, head = method.build(base, source, tokenizer, task, recipe)
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)  # the adapter's starting point
+        base = load_base(source, len(task.labels), device, dtype)
+        backbone, head = method.build(base, source, tokenizer, task, recipe)
     return BayesModel(
         method=method,
         recipe=recipe,

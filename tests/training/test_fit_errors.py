@@ -118,3 +118,8 @@ def test_numbers_that_break_down_leave_the_last_checkpoint(
     assert all(bool(torch.isfinite(t).all()) for n, t in tensors.items() if n.startswith("now."))
     run = fit(make(), clear, out=out, resume=True, progress=silent)
     assert len(run.history) == 4
+
+
+def test_choices_without_held_out_rows_are_refused_before_training(make, clear) -> None:
+    with pytest.raises(ConfigError, match="hold_out is 0"):
+        fit(make(), clear, hold_out=0.0, kl="auto", progress=silent)

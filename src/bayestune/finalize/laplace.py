@@ -19,8 +19,8 @@ from bayestune.finalize.features import Features
 from bayestune.head import GaussianHead
 from bayestune.posterior import laplace
 
-#: Numbers in K · D² up to which the refresh keeps a dense covariance per class (67 MB in fp32).
-BLOCK_LIMIT = 2**24
+#: Numbers in K · D² up to which ``auto`` keeps a dense covariance per class (134 MB in fp32).
+BLOCK_LIMIT = 2**25
 
 _ABSENT = -1e30
 

@@ -35,7 +35,7 @@ def predictive_at(
 
 def item_nll(probs: Tensor, labels: Tensor) -> Tensor:
     """Return the negative log-likelihood of each row in nats ``(N,)``, in float64."""
-    picked = probs.double().gather(1, labels[:, None]).flatten()  # (N,)
+    picked = probs.cpu().double().gather(1, labels.cpu()[:, None]).flatten()  # (N,)
     return -picked.clamp_min(1e-300).log()
 
 

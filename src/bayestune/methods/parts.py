@@ -110,6 +110,7 @@ def _gaussian_around(head: nn.Module, fit: Features) -> GaussianHead:
     weight: Tensor = head.weight.detach()  # pyright: ignore
     gaussian = GaussianHead(in_features=weight.shape[1], num_classes=weight.shape[0])
     gaussian.set_feature_energy(fit.phi)
+    gaussian = gaussian.to(weight.device)
     with torch.no_grad():
         gaussian.weight.copy_(weight)
     return gaussian

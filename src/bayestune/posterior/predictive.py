@@ -130,6 +130,12 @@ class Predictive:
         entropy = -(p * log_p).sum(-1)
         return cls(p, entropy, entropy, torch.zeros_like(entropy))
 
+    def cpu(self) -> Predictive:
+        """Return the same on the CPU."""
+        return Predictive(
+            self.probs.cpu(), self.entropy.cpu(), self.aleatoric.cpu(), self.epistemic.cpu()
+        )
+
     @classmethod
     def concatenate(cls, parts: Sequence[Predictive]) -> Predictive:
         """Join predictions of consecutive batches."""

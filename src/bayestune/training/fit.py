@@ -66,7 +66,12 @@ def fit(
         raise DataError(
             f"{train.source}: all training rows are of one class; a classifier needs two or more."
         )
-    if val is None and recipe.train.hold_out > 0 and _needs_held_out(recipe):
+    if val is None and _needs_held_out(recipe):
+        if recipe.train.hold_out == 0:
+            raise ConfigError(
+                "the recipe leaves choices (train.kl, train.patience, finalize.*) to held-out rows "
+                "but train.hold_out is 0: give a validation set, hold rows out or fix them."
+            )
         train, val = train.split(recipe.train.hold_out, recipe.seed)
     session = Session(model, train, val, Journal(folder), progress)
     return session.run(resume=resume, overwrite=overwrite, started=started)

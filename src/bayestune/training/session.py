@@ -212,7 +212,7 @@ class Session:
         probs = self.model.method.predict(
             self.model.head, rows.phi, self.recipe.predict, rows.mask
         ).probs
-        accuracy = float((probs.argmax(1) == rows.labels).double().mean())
+        accuracy = float((probs.argmax(1) == rows.labels).float().mean())
         return {"val_nll": self._validate_nll(rows), "val_accuracy": accuracy}
 
     def _validate_nll(self, rows: Features | None = None) -> float:
