@@ -183,7 +183,7 @@ def _how_to_go_on(out: Path) -> str:
     if (out / "checkpoint" / "state.json").is_file():
         return (
             f"interrupted; {out / 'checkpoint'} holds the last complete epoch: run the same "
-            "command with --resume to continue from it."
+            "command with --resume (and without --overwrite) to continue from it."
         )
     return (
         "interrupted before the first epoch was complete; run the same command with --resume to "

@@ -10,6 +10,7 @@ the curvature has p(1 − p)), which is why a refresh can still improve a variat
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor
 from bayestune.finalize.features import Features
 from bayestune.head import GaussianHead
 from bayestune.posterior import laplace
+
+logger = logging.getLogger(__name__)
 
 #: Numbers in K · D² up to which ``auto`` keeps a dense covariance per class (134 MB in fp32).
 BLOCK_LIMIT = 2**25
@@ -59,7 +62,16 @@ def covariance_of(refresh: str, head: GaussianHead) -> str:
     """
     if refresh != "auto":
         return refresh
-    return "block" if head.num_classes * head.in_features**2 <= BLOCK_LIMIT else "diagonal"
+    numbers = head.num_classes * head.in_features**2
+    if numbers <= BLOCK_LIMIT:
+        return "block"
+    logger.info(
+        "the refresh keeps a diagonal covariance: dense blocks of %d classes would take %.1f GB "
+        "(finalize.refresh=block asks for them)",
+        head.num_classes,
+        4e-9 * numbers,
+    )
+    return "diagonal"
 
 
 @torch.no_grad()
