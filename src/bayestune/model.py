@@ -23,7 +23,7 @@ from bayestune.backbone import (
     replace_head,
     resolve,
 )
-from bayestune.config import Recipe, nest, to_mapping
+from bayestune.config import Recipe, nest_sections, to_mapping
 from bayestune.data import Encoded, LabelSet, Task, encode, render
 from bayestune.errors import ConfigError, DataError
 from bayestune.methods import Method
@@ -242,8 +242,7 @@ def build(
         layers.append(to_mapping(config))
     elif config is not None:
         layers.append(config)
-    sections = {k: v for k, v in overrides.items() if isinstance(v, Mapping)}
-    layers += [sections, nest({k: v for k, v in overrides.items() if k not in sections})]
+    layers.append(nest_sections(overrides))
     if base is not None:
         layers.append({"model": base})
     named = next((layer["method"] for layer in reversed(layers) if "method" in layer), None)

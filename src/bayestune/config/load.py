@@ -160,6 +160,12 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
+def nest_sections(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn keyword overrides, whole sections and short or dotted keys, into nested values."""
+    sections = {k: v for k, v in overrides.items() if isinstance(v, Mapping)}
+    return merge(sections, nest({k: v for k, v in overrides.items() if k not in sections}))
+
+
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """Merge nested mappings; later ones win key by key, and an empty section changes nothing."""
     out: dict[str, Any] = {}

@@ -16,23 +16,19 @@ from bayestune.store.files import checksum, new_folder, read_json, verify, write
 
 _STATE = "state.json"
 _TENSORS = "tensors.safetensors"
-_KEYS = {"step", "epoch", "kappa", "best", "history", "recipe", "facts", "checksums"}
+_KEYS = {"step", "epoch", "kappa", "kappas", "best", "history", "recipe", "facts", "checksums"}
 
 
 def trainable(backbone: nn.Module, head: nn.Module) -> dict[str, Tensor]:
     """Return a copy of all that training changes: adapter parameters and the head's state."""
+    # The head may also be part of the backbone's modules; it is kept under its own names.
+    own = {id(p) for p in head.parameters()}
     tensors = {
         f"backbone.{name}": p.detach().clone()
         for name, p in backbone.named_parameters()
-        if p.requires_grad
+        if p.requires_grad and id(p) not in own
     }
-    # The head may also be part of the backbone's modules; it is kept under its own names.
-    own = {id(p) for p in head.parameters()}
-    for name, p in backbone.named_parameters():
-        if id(p) in own:
-            tensors.pop(f"backbone.{name}", None)
-    tensors |= {f"head.{k}": v.detach().clone() for k, v in head.state_dict().items()}
-    return tensors
+    return tensors | {f"head.{k}": v.detach().clone() for k, v in head.state_dict().items()}
 
 
 def restore(backbone: nn.Module, head: nn.Module, tensors: Mapping[str, Tensor]) -> None:

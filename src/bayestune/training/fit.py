@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bayestune.config import Recipe, from_mapping, merge, nest, to_mapping
+from bayestune.config import Recipe, from_mapping, merge, nest_sections, to_mapping
 from bayestune.data import Task
 from bayestune.errors import ConfigError, DataError
 from bayestune.finalize import has_choices
@@ -87,8 +87,7 @@ def _needs_held_out(recipe: Recipe) -> bool:
 
 
 def _with_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
-    sections = {k: v for k, v in overrides.items() if isinstance(v, Mapping)}
-    changes = merge(sections, nest({k: v for k, v in overrides.items() if k not in sections}))
+    changes = nest_sections(overrides)
     closed = [key for key in changes if key not in _OPEN]
     if closed:
         raise ConfigError(
