@@ -33,26 +33,23 @@ class Curvature:
     """The curvature at a head's mean, measured once and good for every precision.
 
     Attributes:
-        diagonal: exact diagonal ``(K, D)``; None where blocks are kept.
-        spectrum: eigendecomposition of the class blocks; None where the diagonal is kept.
+        form: its exact diagonal ``(K, D)``, or the eigendecomposition of its class blocks.
     """
 
-    diagonal: Tensor | None
-    spectrum: laplace.BlockSpectrum | None
+    form: Tensor | laplace.BlockSpectrum
 
     def variance(self, phi: Tensor, precision: float) -> Tensor:
         """Return the logit variances ``(B, K)`` of features ``(B, D)`` at a precision τ."""
-        if self.spectrum is not None:
-            return self.spectrum.variance(phi, precision)
-        assert self.diagonal is not None
-        return phi.square() @ laplace.refresh_diagonal(self.diagonal, precision).square().T
+        if isinstance(self.form, laplace.BlockSpectrum):
+            return self.form.variance(phi, precision)
+        return phi.square() @ laplace.refresh_diagonal(self.form, precision).square().T
 
     def install(self, head: GaussianHead, precision: float) -> None:
         """Give the head the covariance at a precision τ."""
-        if self.spectrum is not None:
-            head.set_dense(self.spectrum.factor(precision))
-        elif self.diagonal is not None:
-            head.set_diagonal(laplace.refresh_diagonal(self.diagonal, precision))
+        if isinstance(self.form, laplace.BlockSpectrum):
+            head.set_dense(self.form.factor(precision))
+        else:
+            head.set_diagonal(laplace.refresh_diagonal(self.form, precision))
 
 
 def covariance_of(refresh: str, head: GaussianHead) -> str:
@@ -88,6 +85,6 @@ def measure_curvature(head: GaussianHead, fit: Features, covariance: str) -> Cur
         logits = logits.masked_fill(~fit.mask, _ABSENT)
     probs = logits.softmax(dim=1)
     if covariance == "diagonal":
-        return Curvature(laplace.diagonal_curvature(fit.phi, probs, fit.weights), None)
+        return Curvature(laplace.diagonal_curvature(fit.phi, probs, fit.weights))
     blocks = laplace.block_curvature(fit.phi, probs, fit.weights)
-    return Curvature(None, laplace.BlockSpectrum.of(blocks))
+    return Curvature(laplace.BlockSpectrum.of(blocks))
