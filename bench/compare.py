@@ -37,6 +37,7 @@ from bayestune.training.run import Journal, environment
 
 #: Shared by every configuration: what is adapted, for how long, in what batches.
 SETTINGS: dict[str, Any] = {
+    "dtype": "bfloat16",  # of the frozen weights; adapters, head and all that follows are fp32
     "adapter": {"layers": "top:6", "rank": 8, "targets": "auto"},
     "train": {"batch_size": 16},
 }
@@ -173,9 +174,13 @@ def run_seed(out: Path, data: Path, task: str, seed: int, rates: dict[str, float
         )
         CACHES[task, seed] = cache
         last = trainable(model.backbone, model.head)
+        states = {"best": session.best_tensors, "last": last}
+        read: dict[str, dict[str, torch.Tensor]] = {}
         for row, (_, epoch, finalizer) in rows.items():
-            restore(model.backbone, model.head, session.best_tensors if epoch == "best" else last)
-            cell = finish(model, session, splits, finalizer)
+            restore(model.backbone, model.head, states[epoch])
+            if epoch not in read:
+                read[epoch] = read_all(model, session, splits)
+            cell = finish(model, session, splits, finalizer, read[epoch])
             cell |= {
                 "row": row,
                 "task": task,
@@ -195,31 +200,41 @@ def run_seed(out: Path, data: Path, task: str, seed: int, rates: dict[str, float
             )
 
 
+def read_all(model: BayesModel, session: Session, splits: Splits) -> dict[str, torch.Tensor]:
+    """Return the features of every set of rows at the model's present state, by name."""
+    assert session.val is not None
+    features = {"fit": session.features(session.rows), "val": session.features(session.val)}
+    for name, task in {"test": splits.test, **splits.ood}.items():
+        reader = model.reader()
+        encoded = model.encode(replace(task, labels=model.labels, fields=model.task.fields))
+        reader.fill(encoded, progress=shown, label=f"frozen layers, {name}")
+        features[name] = reader.features(encoded, progress=shown, label=f"features, {name}")
+    return features
+
+
 def finish(
-    model: BayesModel, session: Session, splits: Splits, finalizer: FinalizeConfig
+    model: BayesModel,
+    session: Session,
+    splits: Splits,
+    finalizer: FinalizeConfig,
+    features: dict[str, torch.Tensor],
 ) -> dict[str, Any]:
-    """Apply one finaliser to a copy of the trained head and read the test set."""
+    """Apply one finaliser to a copy of the trained head and score the test set."""
+    assert session.val is not None
     head = copy.deepcopy(model.head)
     if finalizer is _LAPLACE and len(model.labels) * model.head.in_features**2 > 2**24:
         finalizer = _LAPLACE_MANY
-    fit_rows = session.rows.features(session.features(session.rows))
-    val_rows = session.val.features(session.features(session.val)) if session.val else None
-    head, report = model.method.finalize(head, fit_rows, val_rows, finalizer)
+    fit_rows = session.rows.features(features["fit"])
+    held_out = session.val.features(features["val"])
+    recipe = replace(model.recipe, finalize=finalizer)
+    head, report = model.method.finalize(head, fit_rows, held_out, recipe, shown)
     finished = copy.copy(model)
     finished.head = head
     finished.density = session.density(fit_rows)
-    sets = {"": splits.test, **splits.ood}
-    features = {}
-    for name, task in sets.items():
-        reader = model.reader()
-        encoded = model.encode(replace(task, labels=model.labels, fields=model.task.fields))
-        reader.fill(encoded, progress=shown, label=f"frozen layers, {name or 'test'}")
-        features[name] = reader.features(encoded)
     targets = torch.tensor(splits.test.targets)
-    inside = finished.predict_features(features.pop(""))
-    result: Evaluation = score(
-        inside, targets, {name: finished.predict_features(phi) for name, phi in features.items()}
-    )
+    inside = finished.predict_features(features["test"])
+    outside = {name: finished.predict_features(features[name]) for name in splits.ood}
+    result: Evaluation = score(inside, targets, outside)
     losses = -inside.probs.double().gather(1, targets[:, None]).clamp_min(1e-300).log().flatten()
     return {
         **result.to_json(),
