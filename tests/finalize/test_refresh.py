@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
@@ -11,13 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from bayestune.config import FinalizeConfig, PredictConfig
+from bayestune.config import FinalizeConfig, HeadConfig, PredictConfig, Recipe
 from bayestune.errors import ConfigError
 from bayestune.finalize import Features, predictive_at, select
 from bayestune.finalize.laplace import BLOCK_LIMIT, covariance_of, measure_curvature
 from bayestune.finalize.select import PRECISIONS, SCALES
 from bayestune.head import GaussianHead, LinearHead
 from bayestune.methods import parts
+from bayestune.progress import Advance
 
 #: Nothing is left to choose unless a test opens it.
 FIXED: dict[str, Any] = {"refresh": "block", "precision": 1.0, "scale": 1.0, "temperature": "none"}
@@ -203,7 +206,9 @@ def test_every_candidate_is_judged_at_its_own_temperature(rows, gaussian) -> Non
 def test_finalizing_folds_the_temperature_into_what_was_chosen(rows, gaussian, options) -> None:
     fit, held = rows(50), rows(80, 1)
     head, copy = gaussian(3.0), gaussian(3.0)
-    done, report = parts.finalize(head, fit, held, config(**options, temperature=1.8))
+    done, report = parts.finalize(
+        head, fit, held, Recipe(finalize=config(**options, temperature=1.8))
+    )
     select(copy, fit, held, config(**options, temperature=1.8))
     with torch.no_grad():
         expected = predictive_at(*copy.moments(held.phi), 1.8)
@@ -222,7 +227,7 @@ def test_a_refreshed_point_estimate_is_a_gaussian_around_the_same_mean(
 ) -> None:
     fit, mean = rows(50), gaussian().weight.detach().clone()
     point = LinearHead(in_features=6, num_classes=4, rows=mean)
-    done, report = parts.finalize(point, fit, None, config(refresh=refresh))
+    done, report = parts.finalize(point, fit, None, Recipe(finalize=config(refresh=refresh)))
     assert isinstance(done, GaussianHead)
     assert torch.equal(done.weight, mean)
     assert not done.prior_mean.any()
@@ -244,3 +249,48 @@ def test_a_refreshed_point_estimate_is_a_gaussian_around_the_same_mean(
 def test_a_choice_needs_held_out_rows(rows, gaussian, opened) -> None:
     with pytest.raises(ConfigError, match=r"chosen on held-out rows: give a validation set"):
         select(gaussian(), rows(20), None, config(**opened))
+
+
+@pytest.mark.parametrize("predict", [PredictConfig("probit"), PredictConfig("sample", samples=2)])
+def test_the_posterior_is_chosen_under_the_predictive_that_is_delivered(
+    rows, gaussian, predict
+) -> None:
+    fit, held = rows(50), rows(80, 1)
+    recipe = Recipe(
+        finalize=config(scale="auto", precision="auto", refresh="auto", temperature="auto"),
+        predict=predict,
+    )
+    done, report = parts.finalize(gaussian(3.0), fit, held, recipe)
+    probs = parts.predict(done, held.phi, predict).probs
+    delivered = -probs.double().gather(1, held.labels[:, None]).log().mean()
+    assert report["nll"] == pytest.approx(float(delivered), rel=1e-4)
+    assert report["nll"] == min(
+        c["nll"] for c in report["tried"] if c["covariance"] == report["covariance"]
+    )
+    _, usual = parts.finalize(gaussian(3.0), fit, held, Recipe(finalize=recipe.finalize))
+    assert report["temperature"] != pytest.approx(usual["temperature"], rel=1e-3)
+
+
+def test_choosing_reports_every_candidate(rows, gaussian) -> None:
+    seen: list[tuple[str, int, int]] = []
+
+    @contextmanager
+    def progress(label: str, total: int) -> Iterator[Advance]:
+        counts: list[int] = []
+        yield lambda count=1, note="": counts.append(count)
+        seen.append((label, total, sum(counts)))
+
+    recipe = Recipe(finalize=config(scale="auto", refresh="none"))
+    parts.finalize(gaussian(), rows(50), rows(80, 1), recipe, progress)
+    assert seen == [("choosing the covariance", 4, 4)]
+
+
+def test_the_prior_of_a_refreshed_point_estimate_is_the_recipes(rows, gaussian) -> None:
+    fit, mean = rows(50), gaussian().weight.detach().clone()
+    units = []
+    for scale in (1.0, 4.0):
+        point = LinearHead(in_features=6, num_classes=4, rows=mean)
+        recipe = Recipe(finalize=config(), head=HeadConfig(prior_scale=scale))
+        done, _ = parts.finalize(point, fit, None, recipe)
+        units.append(unit(done))
+    assert units[0] == pytest.approx(4 * units[1])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bayestune import methods
-from bayestune.config import FinalizeConfig
+from bayestune.config import FinalizeConfig, Recipe
 from bayestune.errors import ConfigError
 from bayestune.finalize import Features
 from bayestune.head import GaussianHead, LinearHead
@@ -83,7 +83,7 @@ def test_finalizing_without_anything_to_do_changes_nothing() -> None:
         head,
         Features(PHI, LABELS),
         None,
-        FinalizeConfig(refresh="none", scale=1.0, temperature="none"),
+        Recipe(finalize=FinalizeConfig(refresh="none", scale=1.0, temperature="none")),
     )
     assert same is head and report["temperature"] == 1.0 and report["covariance"] == "trained"
     assert all(torch.equal(before[k], v) for k, v in head.state_dict().items())
@@ -94,7 +94,9 @@ def test_choosing_needs_held_out_rows(config) -> None:
     head = GaussianHead(in_features=5, num_classes=3, feature_energy=5.0)
     options = {"refresh": "none", "temperature": "none", **config}
     with pytest.raises(ConfigError, match="chosen on held-out rows: give a validation set"):
-        parts.finalize(head, Features(PHI, LABELS), None, FinalizeConfig(**options))
+        parts.finalize(
+            head, Features(PHI, LABELS), None, Recipe(finalize=FinalizeConfig(**options))
+        )
 
 
 def test_a_given_temperature_is_folded_in() -> None:
@@ -102,7 +104,10 @@ def test_a_given_temperature_is_folded_in() -> None:
     with torch.no_grad():
         head.weight.fill_(1.0)
     _, report = parts.finalize(
-        head, Features(PHI, LABELS), None, FinalizeConfig(refresh="none", temperature=2.0)
+        head,
+        Features(PHI, LABELS),
+        None,
+        Recipe(finalize=FinalizeConfig(refresh="none", temperature=2.0)),
     )
     assert report["temperature"] == 2.0
     torch.testing.assert_close(head.weight, torch.full((3, 5), 0.5))
@@ -115,6 +120,6 @@ def test_a_point_head_stays_one_unless_a_refresh_is_asked_for_by_name() -> None:
             head,
             Features(PHI, LABELS),
             None,
-            FinalizeConfig(refresh=refresh, precision=1.0, temperature="none"),
+            Recipe(finalize=FinalizeConfig(refresh=refresh, precision=1.0, temperature="none")),
         )
         assert isinstance(done, kind)

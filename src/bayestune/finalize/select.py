@@ -13,12 +13,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bayestune.config import FinalizeConfig
+from bayestune.config import FinalizeConfig, PredictConfig
 from bayestune.errors import ConfigError
 from bayestune.finalize.features import Features
 from bayestune.finalize.laplace import Curvature, covariance_of, measure_curvature
 from bayestune.finalize.temperature import fit_temperature, item_nll, predictive_at
 from bayestune.head import GaussianHead
+from bayestune.progress import Progress, silent
 
 #: Precisions of the refresh, in units of the prior's own precision 1/σ₀².
 PRECISIONS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
@@ -45,7 +46,12 @@ class Candidate:
 
 
 def select(
-    head: GaussianHead, fit: Features, held_out: Features | None, config: FinalizeConfig
+    head: GaussianHead,
+    fit: Features,
+    held_out: Features | None,
+    config: FinalizeConfig,
+    predict: PredictConfig | None = None,
+    progress: Progress = silent,
 ) -> tuple[list[Candidate], Candidate]:
     """Give the head the likeliest of the candidates that the recipe allows.
 
@@ -58,6 +64,8 @@ def select(
         fit: training features.
         held_out: rows the choice is made on; None where nothing is left to choose.
         config: which candidates, and what is fixed.
+        predict: how the logits of the delivered model become probabilities.
+        progress: how to report.
 
     Returns:
         All candidates, and the one taken.
@@ -83,16 +91,20 @@ def select(
     with torch.no_grad():
         mu, trained = head.moments(held_out.phi)
     losses: dict[Candidate, Tensor] = {}
-    for kind, value in grid:
-        var = trained * value**2
-        if kind == "refreshed" and curvature is not None:
-            var = curvature.variance(held_out.phi, value * unit)
-        temperature = _given(config.temperature)
-        if config.temperature == "auto":
-            temperature, _ = fit_temperature(mu, var, held_out.labels, held_out.mask)
-        probs = predictive_at(mu, var, temperature, held_out.mask).probs
-        loss = item_nll(probs, held_out.labels)
-        losses[Candidate(kind, value, temperature, float(loss.mean()))] = loss
+    temperature = _given(config.temperature)
+    rows = (held_out.labels, held_out.mask)
+    with progress("choosing the covariance", len(grid)) as advance:
+        for kind, value in grid:
+            var = trained * value**2
+            if kind == "refreshed" and curvature is not None:
+                var = curvature.variance(held_out.phi, value * unit)
+            if config.temperature == "auto":
+                # The neighbour's temperature is near: half the evaluations from there.
+                temperature, _ = fit_temperature(mu, var, *rows, config=predict, start=temperature)
+            probs = predictive_at(mu, var, temperature, held_out.mask, predict).probs
+            loss = item_nll(probs, held_out.labels)
+            losses[Candidate(kind, value, temperature, float(loss.mean()))] = loss
+            advance(1)
     chosen = _best(losses)
     _install(head, curvature, chosen, unit)
     return list(losses), chosen

@@ -6,19 +6,25 @@ import math
 
 from torch import Tensor
 
+from bayestune.config import PredictConfig
+from bayestune.finalize.line import minimise
 from bayestune.posterior.predictive import Predictive
 
 #: Standard deviation of the prior on ln T: a handful of held-out rows cannot drive T to extremes,
 #: a few hundred leave it where the likelihood wants it.
 PRIOR_SD = 0.5
-#: Temperatures searched, 1/16 to 16, and the steps of the two passes over their logarithm.
+#: Temperatures searched, 1/16 to 16, by their binary logarithm; first step and last one.
 _RANGE = (-4.0, 4.0)
-_COARSE = 9
-_FINE = 12
+_STEP = 0.5
+_FINE = 0.01
 
 
 def predictive_at(
-    mu: Tensor, var: Tensor | None, temperature: float, mask: Tensor | None = None
+    mu: Tensor,
+    var: Tensor | None,
+    temperature: float,
+    mask: Tensor | None = None,
+    config: PredictConfig | None = None,
 ) -> Predictive:
     """Return the predictive of logits divided by T, ``E softmax(z / T)``.
 
@@ -27,10 +33,19 @@ def predictive_at(
         var: logit variances ``(N, K)``; None for a point method.
         temperature: T.
         mask: which classes exist ``(N, K)``.
+        config: how logits become probabilities; the recipe's default where absent.
     """
     if var is None:
         return Predictive.from_point(mu / temperature, mask)
-    return Predictive.from_moments(mu / temperature, var / temperature**2, mask=mask)
+    config = config or PredictConfig()
+    samples = None if config.samples == "auto" else int(config.samples)
+    return Predictive.from_moments(
+        mu / temperature,
+        var / temperature**2,
+        method=config.predictive,
+        samples=samples,
+        mask=mask,
+    )
 
 
 def item_nll(probs: Tensor, labels: Tensor) -> Tensor:
@@ -45,20 +60,28 @@ def held_out_nll(probs: Tensor, labels: Tensor) -> float:
 
 
 def fit_temperature(
-    mu: Tensor, var: Tensor | None, labels: Tensor, mask: Tensor | None = None
+    mu: Tensor,
+    var: Tensor | None,
+    labels: Tensor,
+    mask: Tensor | None = None,
+    *,
+    config: PredictConfig | None = None,
+    start: float = 1.0,
 ) -> tuple[float, float]:
     """Find the temperature T that minimises the penalised held-out negative log-likelihood.
 
         T = argmin  Σ_n −log p_T(y_n | x_n) + (ln T)² / (2 · 0.5²)
 
-    A grid over log₂ T finds the basin, golden sections narrow it to about one per cent. The
-    predictive is deterministic, so the likelihood is a smooth function of T.
+    The predictive is deterministic, so this is a smooth function of ln T: steps downhill bracket
+    its minimum, parabolas through the bracket narrow it to about one per cent.
 
     Args:
         mu: logit means of held-out rows ``(N, K)``.
         var: their variances ``(N, K)``; None for a point method.
         labels: ``(N,)``.
         mask: which classes exist ``(N, K)``.
+        config: how logits become probabilities; the recipe's default where absent.
+        start: where to begin; near the answer it saves evaluations.
 
     Returns:
         T and the mean negative log-likelihood there, in nats.
@@ -67,28 +90,14 @@ def fit_temperature(
     """
 
     def nll(log2: float) -> float:
-        return held_out_nll(predictive_at(mu, var, 2.0**log2, mask).probs, labels)
+        return held_out_nll(predictive_at(mu, var, 2.0**log2, mask, config).probs, labels)
+
+    found: dict[float, float] = {}
 
     def loss(log2: float) -> float:
-        return nll(log2) + (log2 * math.log(2)) ** 2 / (2 * PRIOR_SD**2 * len(labels))
+        if log2 not in found:
+            found[log2] = nll(log2)
+        return found[log2] + (log2 * math.log(2)) ** 2 / (2 * PRIOR_SD**2 * len(labels))
 
-    low, high = _RANGE
-    step = (high - low) / (_COARSE - 1)
-    grid = [low + i * step for i in range(_COARSE)]
-    values = [loss(x) for x in grid]
-    best = min(range(_COARSE), key=values.__getitem__)
-    a, b = grid[max(best - 1, 0)], grid[min(best + 1, _COARSE - 1)]
-    golden = (math.sqrt(5) - 1) / 2
-    c, d = b - golden * (b - a), a + golden * (b - a)
-    loss_c, loss_d = loss(c), loss(d)
-    for _ in range(_FINE):
-        if loss_c <= loss_d:
-            b, d, loss_d = d, c, loss_c
-            c = b - golden * (b - a)
-            loss_c = loss(c)
-        else:
-            a, c, loss_c = c, d, loss_d
-            d = a + golden * (b - a)
-            loss_d = loss(d)
-    x, _ = min((c, loss_c), (d, loss_d), (grid[best], values[best]), key=lambda p: p[1])
-    return 2.0**x, nll(x)
+    x = minimise(loss, math.log2(start), _STEP, _FINE, _RANGE)
+    return 2.0**x, found[x]

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor, nn
 
 from bayestune.backbone import Backbone, Base, Source
-from bayestune.config import FinalizeConfig, PredictConfig, Recipe
+from bayestune.config import PredictConfig, Recipe
 from bayestune.data import Task
 from bayestune.finalize import Features
 from bayestune.posterior.predictive import Predictive
+from bayestune.progress import Progress, silent
 
 
 class Parts(NamedTuple):
@@ -51,7 +52,12 @@ class Finalize(Protocol):
     """Finish the posterior on cached features; return the head and what was chosen."""
 
     def __call__(
-        self, head: nn.Module, fit: Features, held_out: Features | None, config: FinalizeConfig
+        self,
+        head: nn.Module,
+        fit: Features,
+        held_out: Features | None,
+        recipe: Recipe,
+        progress: Progress = silent,
     ) -> tuple[nn.Module, dict[str, Any]]: ...
 
 

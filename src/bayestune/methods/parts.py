@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from bayestune.backbone import Base, Source, adapt, output_rows
-from bayestune.config import FinalizeConfig, PredictConfig, Recipe
+from bayestune.config import PredictConfig, Recipe
 from bayestune.data import Example, Task, label_token_ids, render
 from bayestune.errors import ConfigError
 from bayestune.finalize import Features, fit_temperature, predictive_at, select
 from bayestune.head import GaussianHead, LinearHead
 from bayestune.methods.contract import Parts, Terms
 from bayestune.posterior.predictive import Predictive
+from bayestune.progress import Progress, silent
 
 
 def build(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Recipe) -> Parts:
@@ -64,17 +65,22 @@ def loss(head: nn.Module, batch: Features) -> Terms:
 
 
 def finalize(
-    head: nn.Module, fit: Features, held_out: Features | None, config: FinalizeConfig
+    head: nn.Module,
+    fit: Features,
+    held_out: Features | None,
+    recipe: Recipe,
+    progress: Progress = silent,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Choose the covariance and fold one temperature into the posterior, as the recipe says.
 
     A point head that is to be refreshed becomes a Gaussian one around the same mean.
     """
+    config = recipe.finalize
     report: dict[str, Any] = {"covariance": "none", "value": None}
     if isinstance(head, LinearHead) and config.refresh in ("block", "diagonal"):
-        head = _gaussian_around(head, fit)
+        head = _gaussian_around(head, fit, recipe.head.prior_scale)
     if isinstance(head, GaussianHead):
-        tried, chosen = select(head, fit, held_out, config)
+        tried, chosen = select(head, fit, held_out, config, recipe.predict, progress)
         report = {**vars(chosen), "family": head.family, "tried": [vars(c) for c in tried]}
         temperature = chosen.temperature
     elif config.temperature == "auto":
@@ -99,16 +105,15 @@ def predict(
     """Return the predictive of features ``(B, D)``: a point for point heads, else averaged."""
     with torch.no_grad():
         mu, var = head.moments(phi)  # pyright: ignore[reportCallIssue]
-    if not isinstance(head, GaussianHead):
-        return predictive_at(mu, None, 1.0, mask)
-    samples = None if config.samples == "auto" else int(config.samples)
-    return Predictive.from_moments(mu, var, method=config.predictive, samples=samples, mask=mask)
+    return predictive_at(mu, var if isinstance(head, GaussianHead) else None, 1.0, mask, config)
 
 
-def _gaussian_around(head: nn.Module, fit: Features) -> GaussianHead:
+def _gaussian_around(head: nn.Module, fit: Features, prior_scale: float) -> GaussianHead:
     """Return a Gaussian head with the same mean, its prior in the units of these features."""
     weight: Tensor = head.weight.detach()  # pyright: ignore
-    gaussian = GaussianHead(in_features=weight.shape[1], num_classes=weight.shape[0])
+    gaussian = GaussianHead(
+        in_features=weight.shape[1], num_classes=weight.shape[0], prior_scale=prior_scale
+    )
     gaussian.set_feature_energy(fit.phi)
     gaussian = gaussian.to(weight.device)
     with torch.no_grad():

@@ -19,11 +19,14 @@ from bayestune.metrics import Density, fit_density
 from bayestune.model import BayesModel
 from bayestune.peft import adapter_report
 from bayestune.progress import Progress
+from bayestune.store.files import recover
 from bayestune.training.checkpoint import (
     flatten,
     load_checkpoint,
     restore,
+    rng_state,
     save_checkpoint,
+    set_rng_state,
     trainable,
     unflatten,
 )
@@ -124,7 +127,7 @@ class Session:
         fit_rows = self.rows.features(self.features(self.rows, "features, training"))
         val_rows = None if self.val is None else self.val.features(self.features(self.val))
         head, report = self.model.method.finalize(
-            self.model.head, fit_rows, val_rows, self.recipe.finalize
+            self.model.head, fit_rows, val_rows, self.recipe, self.progress
         )
         self.model.set_head(head)
         self.model.density = self.density(fit_rows)
@@ -229,7 +232,7 @@ class Session:
             f"now.{k}": v for k, v in trainable(self.model.backbone, self.model.head).items()
         }
         tensors |= {f"best.{k}": v for k, v in self.best_tensors.items()}
-        tensors["rng"] = torch.get_rng_state()
+        tensors |= rng_state(self.model.backbone.device)
         state: dict[str, Any] = {
             **loop.state(),
             "best": self.best,
@@ -249,6 +252,7 @@ class Session:
         Raises:
             StoreError: if the run is finished, damaged, or one of other data or another recipe.
         """
+        recover(folder)
         if not folder.is_dir():
             if (folder.parent / "model").is_dir():
                 raise StoreError(
@@ -275,7 +279,7 @@ class Session:
         for name in ("adapter", "posterior"):
             getattr(loop, name).load_state_dict(unflatten(name, tensors, state[name]))
         loop.step, loop.epoch = state["step"], state["epoch"]
-        torch.set_rng_state(tensors["rng"])
+        set_rng_state(self.model.backbone.device, tensors)
         return loop
 
 
