@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from bayestune.backbone import (
     PrefixCache,
     Reader,
     Source,
+    identity,
     load_base,
     load_tokenizer,
     pick_device,
@@ -254,16 +256,26 @@ def build(
     return assemble(recipe, _as_task(labels))
 
 
-def assemble(recipe: Recipe, task: Task) -> BayesModel:
-    """Build the model of a recipe for a task; see `build`."""
+def assemble(
+    recipe: Recipe, task: Task, *, source: Source | None = None, dtype: str | None = None
+) -> BayesModel:
+    """Build the model of a recipe for a task; see `build`.
+
+    Args:
+        recipe: everything about it.
+        task: its classes and columns.
+        source: the backbone, where it is resolved already.
+        dtype: of the frozen weights, instead of the recipe's.
+    """
     method = methods.get(recipe.method)
-    source = resolve(recipe.model, recipe.revision)
+    source = source or resolve(recipe.model, recipe.revision)
     device = pick_device(recipe.device)
-    dtype = pick_dtype(recipe.dtype, device)
+    precision = pick_dtype(dtype or recipe.dtype, device)
     tokenizer = load_tokenizer(source)
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)  # the adapter's starting point
-        base = load_base(source, len(task.labels), device, dtype)
+        base = load_base(source, len(task.labels), device, precision)
+        source = replace(source, weights=identity(base.transformer))
         backbone, head = method.build(base, source, tokenizer, task, recipe)
     return BayesModel(
         method=method,

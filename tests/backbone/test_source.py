@@ -167,8 +167,8 @@ def test_a_hub_model_is_known_by_its_commit(monkeypatch):
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", answer)
     first, other = resolve("org/name", "v1"), resolve("org/name")
     assert asked == [("org/name", "v1"), ("org/name", None)]
-    assert (first.path, first.revision, first.fingerprint) == ("org/name", "v1", "org/name@abc")
-    assert other.fingerprint == "org/name@main"
+    assert (first.path, first.revision, first.fingerprint) == ("org/name", "abc", "org/name@abc")
+    assert (other.revision, other.fingerprint) == (None, "org/name@main")
     assert not first.local
 
 

@@ -16,7 +16,14 @@ import bayestune.store.model
 from bayestune.errors import StoreError
 from bayestune.progress import silent
 from bayestune.store import load
-from bayestune.store.files import new_folder, read_json, verify, write_json, write_text
+from bayestune.store.files import (
+    new_folder,
+    read_json,
+    recover,
+    verify,
+    write_json,
+    write_text,
+)
 from bayestune.training import fit, session
 
 resource = pytest.importorskip("resource")
@@ -163,6 +170,36 @@ def test_a_folder_that_cannot_be_swapped_in_leaves_the_old_one(tmp_path, swap_fa
             (folder / "x").write_text("new")
     assert [f.name for f in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a" / "x").read_text() == "old"
+
+
+def killed_between_the_renames(folder: Path) -> None:
+    """Leave what a process leaves that is killed after the first rename of `new_folder`."""
+    folder.replace(folder.with_name(f".{folder.name}.abcd1234.old"))
+
+
+def test_what_a_killed_process_left_is_put_back(tmp_path) -> None:
+    for name in ("a", "a.b"):
+        with new_folder(tmp_path / name) as folder:
+            (folder / "x").write_text(name)
+        killed_between_the_renames(tmp_path / name)
+    recover(tmp_path / "a")
+    assert (tmp_path / "a" / "x").read_text() == "a" and not (tmp_path / "a.b").exists()
+    with new_folder(tmp_path / "a.b") as folder:
+        assert (tmp_path / "a.b" / "x").read_text() == "a.b"
+        (folder / "x").write_text("new")
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["a", "a.b"]
+    assert (tmp_path / "a.b" / "x").read_text() == "new"
+
+
+def test_what_a_killed_process_left_goes_where_the_new_one_is_there(tmp_path) -> None:
+    for text in ("old", "new"):
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a" / "x").write_text(text)
+        if text == "old":
+            killed_between_the_renames(tmp_path / "a")
+    recover(tmp_path / "a")
+    assert [f.name for f in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a" / "x").read_text() == "new"
 
 
 def test_a_folder_is_replaced_as_a_whole(tmp_path) -> None:

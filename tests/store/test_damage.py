@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,10 @@ def test_every_flipped_byte_of_the_description_is_noticed(copied) -> None:
     for position in range(0, len(content), 23):
         spoilt = bytearray(content)
         spoilt[position] ^= 1
+        # The 17th digit of a number may read as the same number.
+        with suppress(ValueError):
+            if json.loads(spoilt) == json.loads(content):
+                continue
         file.write_bytes(spoilt)
         with pytest.raises(StoreError, match=r"bayestune\.json"):
             load(file.parent)

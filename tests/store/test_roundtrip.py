@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import bayestune
+from bayestune.backbone import Source
 from bayestune.model import BayesModel
 from bayestune.progress import silent
 from bayestune.store import load, save
@@ -105,6 +107,53 @@ def test_the_backbone_may_have_moved(saved_kind, llama_base, tmp_path) -> None:
     loaded = load(out, base=str(moved), device="cpu")
     assert loaded.source.path == str(moved)
     same(loaded.features(["login"]), model.features(["login"]))
+
+
+def test_the_same_backbone_in_other_files_is_the_same(saved_kind, llama_base, tmp_path) -> None:
+    model, out = saved_kind("diagonal")
+    other = shutil.copytree(llama_base, tmp_path / "cut")
+    stored = load_file(other / "model.safetensors")
+    (other / "model.safetensors").unlink()
+    names = sorted(stored)
+    cuts = {"one.safetensors": names[::2], "two.safetensors": names[1::2]}
+    for file, part in cuts.items():
+        save_file({name: stored[name] for name in part}, other / file, {"format": "pt"})
+    index = {name: file for file, part in cuts.items() for name in part}
+    text = json.dumps({"metadata": {}, "weight_map": index})
+    (other / "model.safetensors.index.json").write_text(text)
+    loaded = load(out, base=str(other))
+    assert loaded.source.fingerprint != model.source.fingerprint
+    same(loaded.predict(["login"]).probs, model.predict(["login"]).probs)
+
+
+def test_a_hub_model_is_loaded_at_the_commit_it_was_trained_on(
+    make, llama_base, tmp_path, monkeypatch
+) -> None:
+    model = make()
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    model.source = replace(model.source, name="org/name", revision=commit, fingerprint="x@0")
+    model.recipe = replace(model.recipe, model="org/name")
+    model.save(tmp_path / "m")
+    asked = []
+
+    def resolve(name: str, revision: str | None) -> Source:
+        asked.append((name, revision))
+        return Source(str(llama_base), str(llama_base), None, "x@0")
+
+    monkeypatch.setattr("bayestune.store.model.resolve", resolve)
+    load(tmp_path / "m")
+    load(tmp_path / "m", base="org/copy")
+    assert asked == [("org/name", commit), ("org/copy", None)]
+
+
+def test_a_model_comes_back_in_the_precision_it_was_trained_in(make, tmp_path) -> None:
+    model = make(dtype="bfloat16")
+    model.recipe = replace(model.recipe, dtype="auto")  # what a GPU would have taken
+    model.save(tmp_path / "m")
+    loaded = load(tmp_path / "m")
+    assert loaded.backbone.dtype == torch.bfloat16 and loaded.recipe == model.recipe
+    same(loaded.features(["login"]), model.features(["login"]))
+    assert load(tmp_path / "m", dtype="float32").backbone.dtype == torch.float32
 
 
 def test_a_loaded_model_is_fitted_further(saved_kind, clear, tmp_path) -> None:

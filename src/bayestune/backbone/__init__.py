@@ -11,6 +11,7 @@ from bayestune.backbone.assemble import (
 )
 from bayestune.backbone.backbone import Backbone
 from bayestune.backbone.cache import PrefixCache
+from bayestune.backbone.identity import identity
 from bayestune.backbone.layers import layer_stack, parse_layers
 from bayestune.backbone.output import output_rows
 from bayestune.backbone.place import pick_device, pick_dtype
@@ -25,6 +26,7 @@ __all__ = [
     "Reader",
     "Source",
     "adapt",
+    "identity",
     "layer_stack",
     "load_base",
     "load_tokenizer",

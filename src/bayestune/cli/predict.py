@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from bayestune.cli.console import log, quiet, to_json
-from bayestune.cli.options import Base, BatchSize, Debug, Device, RunFolder
+from bayestune.cli.options import Base, BatchSize, Debug, Device, Dtype, RunFolder
 from bayestune.cli.output import new_file
 from bayestune.errors import DataError, NumericsError
 
@@ -43,6 +43,7 @@ def predict(
     ] = False,
     batch_size: BatchSize = 32,
     device: Device = None,
+    dtype: Dtype = None,
     base: Base = None,
     debug: Debug = False,
 ) -> None:
@@ -59,7 +60,7 @@ def predict(
         from bayestune.progress import shown, silent
 
         log.info("loading %s", run)
-        model = store.load(run, base=base, device=device)
+        model = store.load(run, base=base, device=device, dtype=dtype)
         job = Job(model, source, batch_size)
         ahead = 1 if file == "-" else AHEAD
         # A bar and the rows themselves would be mixed on a terminal.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -15,6 +16,9 @@ from typing import Any
 from safetensors import SafetensorError
 
 from bayestune.errors import StoreError
+
+_OLD = ".old"
+_RANDOM = "?" * 8  # what mkdtemp adds: of no other length, so that a.b is not taken for a
 
 
 def write_text(path: Path, text: str) -> None:
@@ -69,6 +73,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     staging: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        recover(path)
         staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         yield staging
         for file in staging.rglob("*"):
@@ -87,8 +92,21 @@ def new_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(staging, ignore_errors=True)
 
 
+def recover(path: Path) -> None:
+    """Tidy up after a process that was killed between the two renames of `new_folder`.
+
+    The folder that was to be replaced takes its place again where it is missing, and goes where the
+    new one is there.
+    """
+    for old in path.parent.glob(f".{glob.escape(path.name)}.{_RANDOM}{_OLD}"):
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.replace(path)
+
+
 def _swap(staging: Path, path: Path) -> None:
-    old = staging.with_name(staging.name + ".old")
+    old = staging.with_name(staging.name + _OLD)
     had = path.exists()
     if had:
         path.replace(old)

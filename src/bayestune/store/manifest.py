@@ -39,6 +39,8 @@ def manifest_of(model: BayesModel, checksums: dict[str, str]) -> dict[str, Any]:
             "name": model.source.name,
             "revision": model.source.revision,
             "fingerprint": model.source.fingerprint,
+            "weights": model.source.weights,
+            "dtype": str(model.backbone.dtype).removeprefix("torch."),
         },
         "recipe": to_mapping(model.recipe),
         "notes": model.notes,

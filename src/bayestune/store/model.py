@@ -66,13 +66,20 @@ def save(model: BayesModel, path: str | Path) -> Path:
     return path
 
 
-def load(path: str | Path, *, base: str | None = None, device: str | None = None) -> BayesModel:
+def load(
+    path: str | Path,
+    *,
+    base: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+) -> BayesModel:
     """Load a saved model (or the model of a run) as it was, bit by bit.
 
     Args:
         path: a run's folder or its ``model`` folder.
-        base: another place to take the same backbone from.
+        base: another place to take the same backbone from: a Hub id, a folder, a file.
         device: where to; the recipe's where absent.
+        dtype: of the frozen weights; the one it was trained in where absent.
 
     Raises:
         StoreError: if a part is missing, damaged or of another format.
@@ -81,19 +88,22 @@ def load(path: str | Path, *, base: str | None = None, device: str | None = None
     folder = model_folder(path)
     manifest = read_manifest(folder)
     try:
-        recipe = _recipe(manifest, base, device)
+        recipe = _recipe(manifest, {"model": base, "device": device, "dtype": dtype})
         task = Task.from_schema(manifest["task"])
-        fingerprint, kind = manifest["base"]["fingerprint"], _HEADS[manifest["head"]["kind"]]
+        known, kind = manifest["base"], _HEADS[manifest["head"]["kind"]]
+        revision = known["revision"] if base is None else recipe.revision
+        fingerprint, weights, trained = known["fingerprint"], known["weights"], known["dtype"]
         verify(folder, dict.fromkeys(_CHECKED, "") | manifest["checksums"])
     except (KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{folder / MANIFEST} is damaged: {error} is missing or wrong.") from error
-    source = resolve(recipe.model, recipe.revision)
-    if source.fingerprint != fingerprint:
+    source = resolve(recipe.model, revision)
+    model = assemble(recipe, task, source=source, dtype=dtype or trained)
+    # Other files may hold the same weights: a Hub model and its copy, or another way to cut them.
+    if source.fingerprint != fingerprint and model.source.weights != weights:
         raise ModelError(
             f"The backbone {recipe.model!r} is not the one that {folder} was trained on "
             f"({source.fingerprint} instead of {fingerprint})."
         )
-    model = assemble(recipe, task)
     try:
         stored = load_file(folder / ADAPTER)
         posterior = load_file(folder / POSTERIOR)
@@ -132,12 +142,9 @@ def _posterior_tensors(model: BayesModel) -> dict[str, Tensor]:
     return {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
 
 
-def _recipe(manifest: dict[str, Any], base: str | None, device: str | None) -> Recipe:
-    data = dict(manifest["recipe"])
-    if base is not None:
-        data["model"] = base
-    if device is not None:
-        data["device"] = device
+def _recipe(manifest: dict[str, Any], changes: dict[str, str | None]) -> Recipe:
+    given = {key: value for key, value in changes.items() if value is not None}
+    data = {**manifest["recipe"], **given}
     try:
         recipe = from_mapping(data)
         methods.get(recipe.method)

@@ -43,6 +43,21 @@ def restore(backbone: nn.Module, head: nn.Module, tensors: Mapping[str, Tensor])
     )
 
 
+def rng_state(device: torch.device) -> dict[str, Tensor]:
+    """Return the states of the generators that a training on a device draws from."""
+    state = {"rng.cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["rng.cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_rng_state(device: torch.device, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `rng_state` returned; a state of another kind of device is left out."""
+    torch.set_rng_state(tensors["rng.cpu"])
+    if device.type == "cuda" and "rng.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["rng.cuda"], device)
+
+
 def flatten(prefix: str, state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Split an optimiser's state into tensors by dotted name and a JSON-ready rest."""
     tensors: dict[str, Tensor] = {}

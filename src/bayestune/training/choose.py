@@ -13,7 +13,7 @@ from bayestune.head import GaussianHead
 from bayestune.methods import Method
 from bayestune.model import BayesModel
 from bayestune.progress import Progress
-from bayestune.training.checkpoint import restore, trainable
+from bayestune.training.checkpoint import restore, rng_state, set_rng_state, trainable
 from bayestune.training.loop import Loop
 
 #: KL weights tried: the ELBO itself, and colder posteriors for easy or many-class tasks.
@@ -51,19 +51,20 @@ def choose_kappa(
     if config.kl != "auto":
         return float(config.kl), {}
     start = trainable(model.backbone, model.head)
-    rng = torch.get_rng_state()
+    device = model.backbone.device
+    rng = rng_state(device)
     epochs = trial_epochs(config.epochs)
     losses: dict[float, float] = {}
     loops = {kappa: new_loop(kappa, epochs) for kappa in KAPPAS}
     examples = sum(len(loop.rows) * epochs for loop in loops.values())
     with progress("choosing the KL weight", examples) as advance:
         for kappa, loop in loops.items():
-            torch.set_rng_state(rng)
+            set_rng_state(device, rng)
             for _ in range(epochs):
                 loop.run_epoch(advance)
             losses[kappa] = held_out()
             restore(model.backbone, model.head, start)
-    torch.set_rng_state(rng)
+    set_rng_state(device, rng)
     return min(losses, key=losses.__getitem__), losses
 
 
