@@ -87,6 +87,8 @@ def test_table_with_intervals(cli, run_folder, files) -> None:
         assert rows[name].split()[1:] == [f"{found[name]:.4f}", f"{low:.4f}", "–", f"{high:.4f}"]
     assert rows["60"] == "60 rows"
     assert "oos (20 rows)" in result.stdout
+    value, low, _, high = rows["auroc_density"].split()[1:]
+    assert 0 <= float(low) <= float(value) <= float(high) <= 1
     assert rows.keys() >= DETECTION
 
 

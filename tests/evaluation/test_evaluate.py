@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, roc_auc_score
+from sklearn.metrics import accuracy_score, average_precision_score, roc_auc_score
 from toy_tasks import choice_rows, foreign_texts, topic_rows
 
 from bayestune.data import Task
@@ -24,7 +24,14 @@ OOD_KEYS = {
     "auroc_entropy",
     "auroc_mutual_information",
     "auroc_density",
+    "aupr_max_prob",
+    "aupr_entropy",
+    "aupr_mutual_information",
+    "aupr_density",
     "fpr95",
+    "fpr95_entropy",
+    "fpr95_mutual_information",
+    "fpr95_density",
 }
 
 
@@ -84,10 +91,15 @@ def test_the_risk_coverage_area_is_the_mean_risk_over_coverages(evaluation, nois
 def test_intervals_hold_their_number(evaluation) -> None:
     for name, (low, high) in evaluation.intervals.items():
         assert low < getattr(evaluation, name) < high, name
-    assert set(evaluation.intervals) == {"accuracy", "nll", "ece", "brier"}
+    assert set(evaluation.intervals) == {"accuracy", "nll", "ece", "brier", "aurc"}
     half = 1.96 * (evaluation.accuracy * (1 - evaluation.accuracy) / 120) ** 0.5
     low, high = evaluation.intervals["accuracy"]
     assert high - low == pytest.approx(2 * half, rel=0.15)
+    for name, intervals in evaluation.ood_intervals.items():
+        assert set(intervals) == {*SCORES, "fpr95"}
+        for metric, (low, high) in intervals.items():
+            assert low <= evaluation.ood[name][metric] <= high, metric
+            assert high - low < (1.01 if metric == "fpr95" else 0.5)
 
 
 def test_numbers_are_plain_json(evaluation) -> None:
@@ -118,6 +130,8 @@ def test_foreign_rows_are_the_positives_of_every_score(evaluation) -> None:
         for key, score in SCORES.items():
             scores = torch.cat([score(inside), score(outside)]).double().tolist()
             assert found[key] == pytest.approx(roc_auc_score(truth, scores), abs=1e-9), key
+            precision = average_precision_score(truth, scores)
+            assert found[key.replace("auroc", "aupr")] == pytest.approx(precision, abs=1e-9), key
     assert evaluation.ood["foreign"]["auroc_density"] > 0.8
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bayestune.errors import ConfigError, DataError, NumericsError
 from bayestune.metrics import (
+    auroc,
     bootstrap,
     bootstrap_interval,
     ece,
@@ -96,6 +97,27 @@ def test_a_metric_of_this_package_can_be_the_statistic() -> None:
     by_rows = mean_interval(nll(probs, labels, reduction="none"), resamples=100)
     general = bootstrap_interval(nll, probs.numpy(), labels.tolist(), resamples=100)
     assert by_rows.low == pytest.approx(general.low, rel=1e-12)
+
+
+def test_independent_samples_are_drawn_each_on_its_own() -> None:
+    a, b = draw(400), draw(250, seed=1) + 1
+    found = bootstrap_interval(auroc, a, b, together=False, resamples=2000)
+    # Hanley and McNeil 1982: the standard error of the area from placements.
+    area = found.estimate
+    wins = (b[None, :] > a[:, None]).double()  # (N, M)
+    variance = wins.mean(1).var() / len(a) + wins.mean(0).var() / len(b)
+    half = 1.959964 * float(variance) ** 0.5
+    assert found.high - found.low == pytest.approx(2 * half, rel=0.08)
+    assert found.low < area < found.high
+    seen: set[bool] = set()
+
+    def note(x: Tensor, y: Tensor) -> float:
+        seen.add(torch.equal(x, y))
+        return 0.0
+
+    same = torch.arange(30)
+    bootstrap_interval(note, same, same, together=False, resamples=20)
+    assert seen == {True, False}  # equal on all rows as given, never on drawn ones
 
 
 def test_the_same_seed_gives_the_same_interval_and_leaves_the_global_one_alone() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bayestune.cli.console import complain, emit, emit_table, log, quiet, to_json
-from bayestune.cli.options import Base, BatchSize, Debug, Device, RunFolder
+from bayestune.cli.options import Base, BatchSize, Debug, Device, Dtype, RunFolder
 from bayestune.cli.output import new_file
 from bayestune.cli.report import GATE_FAILED
 from bayestune.errors import ConfigError
@@ -51,6 +51,7 @@ def evaluate(
     ] = None,
     batch_size: BatchSize = 32,
     device: Device = None,
+    dtype: Dtype = None,
     base: Base = None,
     debug: Debug = False,
 ) -> None:
@@ -66,7 +67,7 @@ def evaluate(
         from bayestune.progress import shown
 
         log.info("loading %s", run)
-        model = store.load(run, base=base, device=device)
+        model = store.load(run, base=base, device=device, dtype=dtype)
         rows = Task.load(data, like=model.task, **_first(limit))
         outside = {name: _unlabelled(file, model.task, limit) for name, file in others.items()}
         found = evaluation.evaluate(model, rows, ood=outside, batch_size=batch_size, progress=shown)
@@ -116,9 +117,7 @@ def _tables(found: Evaluation) -> list[Any]:
     scalars.add_column("95 % interval", justify="right")
     numbers = found.to_json()
     for name in ("accuracy", "nll", "ece", "adaptive_ece", "mce", "brier", "aurc"):
-        low, high = found.intervals.get(name, (None, None))
-        interval = "" if low is None or high is None else f"{low:.4f} – {high:.4f}"
-        scalars.add_row(name, f"{numbers[name]:.4f}", interval)
+        scalars.add_row(name, f"{numbers[name]:.4f}", _between(found.intervals.get(name)))
     scalars.caption = f"{found.n} rows"
     scalars.caption_justify = "left"
     if not found.ood:
@@ -127,6 +126,14 @@ def _tables(found: Evaluation) -> list[Any]:
     outside.add_column("out of distribution")
     for name, prediction in found.ood_predictions.items():
         outside.add_column(f"{name} ({len(prediction)} rows)", justify="right")
-    for metric in next(iter(found.ood.values())):
-        outside.add_row(metric, *(f"{values[metric]:.4f}" for values in found.ood.values()))
+    for metric in next(iter(found.ood_intervals.values())):
+        cells = [
+            f"{found.ood[name][metric]:.4f}  {_between(intervals[metric])}"
+            for name, intervals in found.ood_intervals.items()
+        ]
+        outside.add_row(metric, *cells)
     return [scalars, "", outside]
+
+
+def _between(ends: tuple[float, float] | None) -> str:
+    return "" if ends is None else f"{ends[0]:.4f} – {ends[1]:.4f}"

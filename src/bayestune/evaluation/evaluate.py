@@ -30,7 +30,7 @@ class Evaluation:
 
     Fractions, nats; ECE with 15 right-closed bins. Out-of-distribution rows are the positives;
     ``fpr95`` is the share of them accepted at the max-prob threshold that keeps 95 % of the
-    in-distribution rows.
+    in-distribution rows; ``fpr95_entropy`` and so on are the same by other scores.
 
     Attributes:
         n: number of labelled rows.
@@ -41,8 +41,9 @@ class Evaluation:
         mce: largest calibration gap of a bin.
         brier: mean squared error of the probability vector, summed over classes.
         aurc: area under the risk–coverage curve by max-prob.
-        intervals: 95 % bootstrap intervals of accuracy, nll, ece and brier.
+        intervals: 95 % bootstrap intervals of accuracy, nll, ece, brier and aurc.
         ood: metrics by name of the out-of-distribution set.
+        ood_intervals: 95 % bootstrap intervals of its AUROCs and of fpr95, both sets redrawn.
         prediction: the predictions behind the numbers.
         targets: the labels behind the numbers ``(N,)``.
         ood_predictions: the predictions on the other sets.
@@ -58,6 +59,7 @@ class Evaluation:
     aurc: float
     intervals: dict[str, tuple[float, float]]
     ood: dict[str, dict[str, float]]
+    ood_intervals: dict[str, dict[str, tuple[float, float]]]
     prediction: Prediction = field(repr=False)
     targets: torch.Tensor = field(repr=False)
     ood_predictions: dict[str, Prediction] = field(repr=False)
@@ -69,6 +71,10 @@ class Evaluation:
             **{name: getattr(self, name) for name in scalars},
             "intervals": {name: list(ends) for name, ends in self.intervals.items()},
             "ood": self.ood,
+            "ood_intervals": {
+                name: {metric: list(ends) for metric, ends in intervals.items()}
+                for name, intervals in self.ood_intervals.items()
+            },
         }
 
 
@@ -140,6 +146,7 @@ def score(
             lambda c, a: metrics.reliability(c, a).ece, confidence, correct
         ),
         "brier": metrics.mean_interval(brier),
+        "aurc": metrics.bootstrap_interval(metrics.aurc, confidence, correct),
     }
     return Evaluation(
         n=len(prediction),
@@ -152,6 +159,7 @@ def score(
         aurc=metrics.aurc(confidence, correct),
         intervals={name: (interval.low, interval.high) for name, interval in intervals.items()},
         ood={name: detection(prediction, other) for name, other in others.items()},
+        ood_intervals={name: _uncertain(prediction, other) for name, other in others.items()},
         prediction=prediction,
         targets=targets,
         ood_predictions=others,
@@ -160,9 +168,27 @@ def score(
 
 def detection(inside: Prediction, outside: Prediction) -> dict[str, float]:
     """Return how well each score tells outside rows (the positives) from inside ones."""
-    found = {
-        f"auroc_{name}": metrics.auroc(score(inside), score(outside))
-        for name, score in SCORES.items()
-    }
-    found["fpr95"] = metrics.fpr_at_recall(-inside.confidence, -outside.confidence, 0.95)
+    found: dict[str, float] = {}
+    for key, metric in (
+        ("auroc", metrics.auroc),
+        ("aupr", metrics.aupr),
+        ("fpr95", metrics.fpr_at_recall),
+    ):
+        for name, score in SCORES.items():
+            found[_key(key, name)] = metric(score(inside), score(outside))
     return found
+
+
+def _uncertain(inside: Prediction, outside: Prediction) -> dict[str, tuple[float, float]]:
+    """Return bootstrap intervals of `detection`'s AUROCs and of its FPR95 by max-prob."""
+    found: dict[str, tuple[float, float]] = {}
+    asked = [("auroc", metrics.auroc, name) for name in SCORES]
+    for key, metric, name in (*asked, ("fpr95", metrics.fpr_at_recall, "max_prob")):
+        scores = SCORES[name](inside), SCORES[name](outside)
+        interval = metrics.bootstrap_interval(metric, *scores, together=False)
+        found[_key(key, name)] = (interval.low, interval.high)
+    return found
+
+
+def _key(metric: str, score: str) -> str:
+    return "fpr95" if (metric, score) == ("fpr95", "max_prob") else f"{metric}_{score}"

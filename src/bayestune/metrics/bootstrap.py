@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from bayestune.errors import ConfigError, DataError, NumericsError
 from bayestune.metrics.inputs import ArrayLike, as_tensor, as_vector, check_count, same_rows
 
 _BLOCK = 2**21  # row indices drawn at once: 16 MiB
+_APART = 0x9E3779B97F4A7C15  # between the seeds of samples that are drawn independently
 
 
 @dataclass(frozen=True)
@@ -61,29 +63,34 @@ def bootstrap_interval(
     level: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
+    together: bool = True,
 ) -> Interval:
     """Return the percentile bootstrap interval of any statistic of rows.
 
     Draws N of the N rows with replacement, the same rows from every array, and takes the
-    ``(1 ± level) / 2`` quantiles of ``statistic(*drawn)``. For a mean of per-row values
-    :func:`mean_interval` gives the same interval much faster, and statistics of one row's
-    confidence are cheaper on those vectors than on (N, K) probabilities: for the ECE pass
-    ``lambda c, a: reliability(c, a).ece`` and the two results of ``top_label``.
+    ``(1 ± level) / 2`` quantiles of ``statistic(*drawn)``. Arrays that are samples of their own,
+    such as the scores of in-distribution and of other rows, are drawn from each on its own.
+
+    For a mean of per-row values :func:`mean_interval` gives the same interval much faster, and
+    statistics of one row's confidence are cheaper on those vectors than on (N, K) probabilities:
+    for the ECE pass ``lambda c, a: reliability(c, a).ece`` and the two results of ``top_label``.
 
     Args:
         statistic: function of the arrays to one number, such as :func:`bayestune.metrics.ece`.
-        arrays: one or more arrays with the same first dimension N; given to the statistic as
-            tensors of their own dtype.
+        arrays: one or more arrays with the same first dimension N (of any length each where they
+            are not drawn together); given to the statistic as tensors of their own dtype.
         level: coverage to aim at, in (0, 1).
         resamples: number of draws.
         seed: seed of the draws; the result is a function of the arguments alone.
+        together: whether a row is the same unit in every array; False for independent samples.
 
     Returns:
         The estimate on all rows and both ends. Biased statistics (a calibration error is biased
         upwards, and more so on drawn rows) may lie near or below the lower end.
 
     Raises:
-        DataError: if no array is given or the arrays are empty or of different lengths.
+        DataError: if no array is given, one is empty, or rows that are drawn together differ in
+            number.
         ConfigError: if level, resamples or seed is out of range.
         NumericsError: if the statistic is not a finite number.
     """
@@ -94,13 +101,13 @@ def bootstrap_interval(
     for i, tensor in enumerate(tensors):
         if tensor.ndim == 0 or tensor.shape[0] == 0:
             raise DataError(f"array {i}: shape {tuple(tensor.shape)} given, expected N ≥ 1 rows.")
-        same_rows(tensors[0], tensor, "array 0", f"array {i}")
+        if together:
+            same_rows(tensors[0], tensor, "array 0", f"array {i}")
     estimate = _number(statistic(*tensors), "on all rows")
-    values = [
-        _number(statistic(*(tensor[rows] for tensor in tensors)), "on a bootstrap resample")
-        for block in _draws(tensors[0].shape[0], resamples, seed)
-        for rows in block
-    ]
+    values: list[float] = []
+    for drawn in zip(*_rows(tensors, resamples, seed, together=together), strict=True):
+        sample = (tensor[rows] for tensor, rows in zip(tensors, drawn, strict=True))
+        values.append(_number(statistic(*sample), "on a bootstrap resample"))
     low, high = _ends(torch.tensor(values, dtype=torch.float64), level)
     return Interval(estimate, low, high, level)
 
@@ -186,6 +193,18 @@ def _draws(rows: int, resamples: int, seed: int) -> Iterator[Tensor]:
     for start in range(0, resamples, per_block):
         count = min(per_block, resamples - start)
         yield torch.randint(rows, (count, rows), generator=generator)
+
+
+def _rows(
+    tensors: list[Tensor], resamples: int, seed: int, *, together: bool
+) -> list[Iterator[Tensor]]:
+    """Return for every array an iterator over the row indices of all resamples."""
+    return [
+        chain.from_iterable(
+            _draws(tensor.shape[0], resamples, seed if together else (seed + i * _APART) % 2**63)
+        )
+        for i, tensor in enumerate(tensors)
+    ]
 
 
 def _number(value: float | Tensor, where: str) -> float:

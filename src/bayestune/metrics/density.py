@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -38,6 +39,13 @@ class Density:
     means: Tensor
     whitening: Tensor
     present: Tensor
+
+    @cached_property
+    def _centred(self) -> tuple[Tensor, Tensor]:
+        """The mean of the class means ``(D,)`` and the whitened means around it ``(k, D)``."""
+        means = self.means.to(torch.float64)[self.present]
+        centre = means.mean(0)
+        return centre, (means - centre) @ self.whitening.to(torch.float64)
 
 
 def fit_density(
@@ -141,11 +149,9 @@ def density_score(density: Density, features: ArrayLike) -> Tensor:
             f"features: {x.shape[1]} columns given, the density was fitted on "
             f"{density.means.shape[1]}; score features of the same model and pooling."
         )
-    means = density.means.to(x.device, torch.float64)[density.present.to(x.device)]  # (k, D)
-    whitening = density.whitening.to(x.device, torch.float64)
     # Around a common centre, so that a large offset does not cancel digits in the expansion below.
-    centre = means.mean(0)
-    centres = (means - centre) @ whitening  # (k, D)
+    centre, centres = (tensor.to(x.device) for tensor in density._centred)  # (D,), (k, D)
+    whitening = density.whitening.to(x.device, torch.float64)
     largest = torch.finfo(torch.float32).max
     scores = []
     for block in x.split(_BLOCK):
