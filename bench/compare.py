@@ -28,9 +28,9 @@ from bayestune.backbone import PrefixCache
 from bayestune.config import FinalizeConfig, merge
 from bayestune.data import Task
 from bayestune.evaluation import Evaluation, score
+from bayestune.files import write_json
 from bayestune.model import BayesModel, build
 from bayestune.progress import shown
-from bayestune.store.files import write_json
 from bayestune.training.checkpoint import restore, trainable
 from bayestune.training.fit import Session
 from bayestune.training.run import Journal, environment

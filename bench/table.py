@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from compare import EPOCHS, ROWS
 
 from bayestune import metrics
 
@@ -28,7 +29,11 @@ def read_cells(folder: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
     for file in sorted(folder.glob("*/seed*.json")):
         cell = json.loads(file.read_text(encoding="utf-8"))
         cells[cell["task"]][cell["row"]].append(cell)
-    return cells
+    return {
+        task: {row: cells[task][row] for row in ROWS if row in cells[task]}
+        for task in EPOCHS
+        if task in cells
+    }
 
 
 def spread(values: list[float], digits: int = 3) -> str:
@@ -42,18 +47,24 @@ def spread(values: list[float], digits: int = 3) -> str:
 def difference(row: list[dict[str, Any]], reference: list[dict[str, Any]]) -> str:
     """Return the mean paired difference in NLL to the reference with its 95 % interval.
 
-    Items are resampled; an item's difference is averaged over the seeds both rows have, because
-    seeds share the test items.
+    Items are resampled. Where the seeds share the test items, an item's difference is averaged
+    over them; where a seed dropped items that it trains on, each seed is resampled on its own.
     """
     seeds = {c["seed"]: c for c in reference}
-    pairs = [(c["losses"], seeds[c["seed"]]["losses"]) for c in row if c["seed"] in seeds]
-    if not pairs:
+    gaps = [
+        torch.tensor(c["losses"]).double() - torch.tensor(seeds[c["seed"]]["losses"]).double()
+        for c in row
+        if c["seed"] in seeds
+    ]
+    if not gaps:
         return "–"
-    mine = torch.tensor([a for a, _ in pairs], dtype=torch.float64).mean(0)
-    theirs = torch.tensor([b for _, b in pairs], dtype=torch.float64).mean(0)
-    found = metrics.paired_difference(mine, theirs)
-    mark = "" if found.excludes_zero else " (n.s.)"
-    return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]{mark}"
+    if len({len(gap) for gap in gaps}) == 1:
+        gaps = [torch.stack(gaps).mean(0)]
+    found = metrics.bootstrap_interval(
+        lambda *drawn: sum(float(d.mean()) for d in drawn) / len(drawn), *gaps, together=False
+    )
+    mark = "" if found.low > 0 or found.high < 0 else " (n.s.)"
+    return f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]{mark}"
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ TREES = {
 #: A module imports from rows above its own and from its own package, never sideways or down.
 ROWS = (
     {"errors", "version"},
+    {"files"},
     {"geometry", "posterior", "metrics"},
     {"data"},
     {"config"},

@@ -12,11 +12,11 @@ from bayestune.config import merge, read_yaml
 from bayestune.data import Task
 from bayestune.data.quickstart import quickstart_path
 from bayestune.evaluation import Evaluation, evaluate
+from bayestune.files import write_json
 from bayestune.model import build
 from bayestune.plots.style import new_figure
 from bayestune.progress import Progress, shown
 from bayestune.recipes import shipped
-from bayestune.store.files import write_json
 from bayestune.training import Run, fit
 
 #: What the demonstration compares: the name shown, the method and its recipe.

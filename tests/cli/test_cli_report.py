@@ -12,8 +12,8 @@ from cli_checks import complaint
 
 from bayestune import recipes
 from bayestune.cli.console import to_json
-from bayestune.cli.output import new_file
 from bayestune.errors import NumericsError, StoreError
+from bayestune.files import new_file
 
 
 class OutOfMemoryError(RuntimeError):

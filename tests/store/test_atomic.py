@@ -14,9 +14,7 @@ from safetensors import SafetensorError
 
 import bayestune.store.model
 from bayestune.errors import StoreError
-from bayestune.progress import silent
-from bayestune.store import load
-from bayestune.store.files import (
+from bayestune.files import (
     new_folder,
     read_json,
     recover,
@@ -24,6 +22,8 @@ from bayestune.store.files import (
     write_json,
     write_text,
 )
+from bayestune.progress import silent
+from bayestune.store import load
 from bayestune.training import fit, session
 
 resource = pytest.importorskip("resource")

@@ -17,8 +17,8 @@ from tiny_bases import save_llama
 from torch import Tensor
 
 from bayestune.errors import BayestuneError, ModelError, StoreError
+from bayestune.files import checksum
 from bayestune.store import load
-from bayestune.store.files import checksum
 from bayestune.store.manifest import _digest
 
 PARTS = ["adapter_model.safetensors", "posterior.safetensors", "adapter_config.json"]

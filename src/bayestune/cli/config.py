@@ -9,9 +9,9 @@ import typer
 
 from bayestune.cli.console import emit, log, quiet
 from bayestune.cli.options import Debug
-from bayestune.cli.output import new_file
 from bayestune.cli.recipe import layers, resolved
 from bayestune.errors import ConfigError
+from bayestune.files import new_file
 
 if TYPE_CHECKING:
     from bayestune.config import Recipe

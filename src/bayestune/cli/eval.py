@@ -10,9 +10,9 @@ import typer
 
 from bayestune.cli.console import complain, emit, emit_table, log, quiet, to_json
 from bayestune.cli.options import Base, BatchSize, Debug, Device, Dtype, RunFolder
-from bayestune.cli.output import new_file
 from bayestune.cli.report import GATE_FAILED
 from bayestune.errors import ConfigError
+from bayestune.files import new_file
 
 if TYPE_CHECKING:
     from bayestune.data import Task

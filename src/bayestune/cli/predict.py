@@ -14,8 +14,8 @@ import typer
 
 from bayestune.cli.console import log, quiet, to_json
 from bayestune.cli.options import Base, BatchSize, Debug, Device, Dtype, RunFolder
-from bayestune.cli.output import new_file
 from bayestune.errors import DataError, NumericsError
+from bayestune.files import new_file
 
 if TYPE_CHECKING:
     from bayestune.data import Example

@@ -12,9 +12,9 @@ import torch
 
 from bayestune.config import to_mapping
 from bayestune.errors import StoreError
+from bayestune.files import read_json
 from bayestune.head import GaussianHead
 from bayestune.model import BayesModel
-from bayestune.store.files import read_json
 from bayestune.version import __version__
 
 FORMAT = 1

@@ -21,10 +21,10 @@ from bayestune.backbone import resolve
 from bayestune.config import Recipe, from_mapping
 from bayestune.data import Task
 from bayestune.errors import BayestuneError, ModelError, StoreError
+from bayestune.files import checksum, new_folder, verify, write_json
 from bayestune.head import GaussianHead, LinearHead
 from bayestune.metrics import Density
 from bayestune.model import BayesModel, assemble
-from bayestune.store.files import checksum, new_folder, verify, write_json
 from bayestune.store.manifest import MANIFEST, manifest_of, model_folder, read_manifest
 
 ADAPTER = "adapter_model.safetensors"

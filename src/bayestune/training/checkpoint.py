@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bayestune.errors import StoreError
-from bayestune.store.files import checksum, new_folder, read_json, verify, write_json
+from bayestune.files import checksum, new_folder, read_json, verify, write_json
 
 _STATE = "state.json"
 _TENSORS = "tensors.safetensors"

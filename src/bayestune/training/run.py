@@ -15,7 +15,7 @@ import yaml
 
 from bayestune.config import Recipe, to_mapping
 from bayestune.errors import StoreError
-from bayestune.store.files import write_json, write_text
+from bayestune.files import write_json, write_text
 from bayestune.version import __version__
 
 

@@ -14,12 +14,12 @@ from torch import Tensor
 from bayestune.config import to_mapping
 from bayestune.data import Task
 from bayestune.errors import ModelError, StoreError
+from bayestune.files import recover
 from bayestune.finalize import Features
 from bayestune.metrics import Density, fit_density
 from bayestune.model import BayesModel
 from bayestune.peft import adapter_report
 from bayestune.progress import Progress
-from bayestune.store.files import recover
 from bayestune.training.checkpoint import (
     flatten,
     load_checkpoint,

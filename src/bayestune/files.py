@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from safetensors import SafetensorError
 
@@ -21,27 +21,39 @@ _OLD = ".old"
 _RANDOM = "?" * 8  # what mkdtemp adds: of no other length, so that a.b is not taken for a
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically.
+@contextmanager
+def new_file(path: Path) -> Iterator[TextIO]:
+    """Yield a stream whose content takes the place of ``path`` when the block ends without error.
 
     Raises:
-        StoreError: if the disk is full or the place cannot be written.
+        StoreError: if the disk is full or the place cannot be written; ``path`` stays as it was.
     """
+    staging: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise StoreError(f"{path} is a directory; name a file.")
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fsync(stream.fileno())
-            Path(name).chmod(0o644)  # temporary files are private, results are not
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        staging = Path(name)
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        staging.chmod(0o644)  # temporary files are private, results are not
+        staging.replace(path)
+    except StoreError:
+        raise
     except OSError as error:
         raise StoreError(f"{path} could not be written: {error.strerror or error}.") from error
+    finally:
+        if staging is not None:
+            staging.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically; see `new_file`."""
+    with new_file(path) as stream:
+        stream.write(text)
 
 
 def write_json(path: Path, data: Any) -> None:
