@@ -99,7 +99,7 @@ class BayesModel:
             most = max(texts.choice_counts or (0,))
             if most > len(self.labels):
                 raise DataError(
-                    f"{texts.source or 'The data'}: a row has {most} choices; the model was built "
+                    f"{texts.title}: a row has {most} choices; the model was built "
                     f"for at most {len(self.labels)}."
                 )
             return texts
@@ -109,6 +109,24 @@ class BayesModel:
         if isinstance(items[0], Mapping):
             return Task.from_rows(items, like=self.task, require_labels=False)  # pyright: ignore
         return Task.from_texts(items, like=self.task)  # pyright: ignore[reportArgumentType]
+
+    def targets(self, task: Task) -> Tensor:
+        """Return the class of every example as an index ``(N,)``.
+
+        Raises:
+            DataError: if the task has other classes, or a row has no label.
+        """
+        if tuple(task.labels.names) != tuple(self.labels.names):
+            raise DataError(
+                f"{task.title} has the classes {list(task.labels)[:8]}, the model has "
+                f"{list(self.labels)[:8]}; read the data with like=train (or build the model with "
+                "labels=train.labels)."
+            )
+        found = torch.tensor(task.targets, dtype=torch.int64)
+        if (found < 0).any():
+            bad = task.examples[int((found < 0).nonzero()[0])]
+            raise DataError(f"{task.title}: the row with id {bad.id!r} has no label.")
+        return found
 
     def encode(self, task: Task) -> Encoded:
         """Return the token ids of a task's prompts, warning of those that are cut."""

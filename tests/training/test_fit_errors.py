@@ -31,7 +31,7 @@ def test_rows_without_a_label_are_named(make, clear, part) -> None:
     del rows[17]["label"]
     gappy = Task.from_rows(rows, like=clear, require_labels=False)
     given = {"train": clear, "val": clear, part: gappy}
-    with pytest.raises(DataError, match="the row with id 'row-17' has no label to train on"):
+    with pytest.raises(DataError, match="the row with id 'row-17' has no label"):
         fit(make(), progress=silent, **given)
 
 

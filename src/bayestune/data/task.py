@@ -176,6 +176,11 @@ class Task:
         return self.examples[index]
 
     @property
+    def title(self) -> str:
+        """What a message calls the data."""
+        return self.source or "The data"
+
+    @property
     def targets(self) -> list[int]:
         """The class index of each example, -1 where there is none."""
         return [example.label for example in self.examples]

@@ -101,22 +101,13 @@ def evaluate(
     Raises:
         DataError: if a row has no label, there are no rows or the classes are others.
     """
-    if tuple(data.labels.names) != tuple(model.labels.names):
-        raise DataError(
-            f"The data has the classes {list(data.labels)[:8]}, the model has "
-            f"{list(model.labels)[:8]}; "
-            "read it with like=train."
-        )
-    targets = torch.tensor(data.targets)
-    if (targets < 0).any():
-        bad = data.examples[int((targets < 0).nonzero()[0])]
-        raise DataError(f"{data.source}: the row with id {bad.id!r} has no label to evaluate on.")
+    targets = model.targets(data)
     prediction = model.predict(data, batch_size, progress=progress)
     others = {
         name: model.predict(texts, batch_size, progress=progress)
         for name, texts in (ood or {}).items()
     }
-    for name, rows in ((data.source or "The data", prediction), *others.items()):
+    for name, rows in ((data.title, prediction), *others.items()):
         if not len(rows):
             raise DataError(f"{name}: there are no rows to evaluate on.")
     return score(prediction, targets, others)

@@ -64,7 +64,7 @@ def fit(
         raise ConfigError("resume needs the folder of the run to continue: give out.")
     if sum(count > 0 for count in train.class_counts) < 2:
         raise DataError(
-            f"{train.source}: all training rows are of one class; a classifier needs two or more."
+            f"{train.title}: all training rows are of one class; a classifier needs two or more."
         )
     if val is None and _needs_held_out(recipe):
         if recipe.train.hold_out == 0:

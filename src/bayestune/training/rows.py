@@ -56,16 +56,7 @@ def prepare(model: BayesModel, task: Task, class_weights: str = "none") -> Rows:
         DataError: if a row has no label or the task is not the model's.
         ConfigError: if class weights name a class that is not there.
     """
-    if tuple(task.labels.names) != tuple(model.labels.names):
-        raise DataError(
-            f"The data has the classes {list(task.labels)[:8]}, the model has "
-            f"{list(model.labels)[:8]}; "
-            "read it with like=train (or build the model with labels=train.labels)."
-        )
-    labels = torch.tensor(task.targets, dtype=torch.int64)
-    if (labels < 0).any():
-        bad = task.examples[int((labels < 0).nonzero()[0])]
-        raise DataError(f"{task.source}: the row with id {bad.id!r} has no label to train on.")
+    labels = model.targets(task)
     encoded = model.encode(model.read(task))
     weights = sample_weights(class_weights, task.labels, labels)
     return Rows(encoded, labels, model.mask(task), weights)
