@@ -6,6 +6,7 @@ written as it finishes and skipped when it is there, so the command can be stopp
 test set is read once per cell, after everything is chosen.
 
     python bench/compare.py --data DATA --out docs/results/cells [--tasks sst2,trec,clinc150]
+        [--only lora,polar,polar_vbll] [--seeds 3]
 
 DATA holds sst2/, trec/ and clinc150/ as JSONL (id, text, label) with labels.json, as in
 docs/results/README.md.
@@ -45,8 +46,8 @@ EPOCHS = {"sst2": 8, "trec": 8, "clinc150": 5}
 #: Trained configurations: the method, its recipe and its learning rates (equal in number).
 TRAINED: dict[str, tuple[str, dict[str, Any], tuple[float, ...]]] = {
     "lora": ("mle", {}, (2e-4, 5e-4, 1e-3)),
-    "polar": ("mle", {"adapter": {"kind": "polar"}}, (1e-3, 2e-3, 4e-3)),
-    "polar_vbll": ("polar_vbll", {}, (1e-3, 2e-3, 4e-3)),
+    "polar": ("mle", {"adapter": {"kind": "polar"}}, (2e-3, 4e-3, 8e-3)),
+    "polar_vbll": ("polar_vbll", {}, (2e-3, 4e-3, 8e-3)),
 }
 _NONE = FinalizeConfig(refresh="none", scale=1.0, temperature="none")
 _TEMPERATURE = FinalizeConfig(refresh="none", temperature="auto")
@@ -255,11 +256,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/results/cells"))
     parser.add_argument("--tasks", default=",".join(EPOCHS))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", default=",".join(TRAINED), help="trained configurations")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     for task in arguments.tasks.split(","):
-        rates = {n: chosen_rate(arguments.out, arguments.data, task, n) for n in TRAINED}
+        asked = [name for name in TRAINED if name in arguments.only.split(",")]
+        rates = {n: chosen_rate(arguments.out, arguments.data, task, n) for n in asked}
         for seed in range(arguments.seeds):
             run_seed(arguments.out, arguments.data, task, seed, rates)
             CACHES.pop((task, seed), None)

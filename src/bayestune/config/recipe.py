@@ -55,6 +55,7 @@ class TrainConfig:
     batch_size: int = 16
     lr: float = 2e-3  # peak learning rate of the adapter
     head_lr: float = 5e-3  # peak learning rate of the head, in units of features with ‖φ‖² = D
+    core: Literal["spectral", "adam"] = "spectral"  # step of Θ; adam lets it fall to rank one
     warmup: float = 0.06  # share of all steps with a rising rate; linear decay after it
     clip: float = 1.0  # largest norm of the adapter's gradient; 0 switches clipping off
     weight_decay: float = 0.0  # decoupled, on Euclidean adapter parameters (never on X, Y)

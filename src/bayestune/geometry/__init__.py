@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bayestune.geometry.polar import polar_factor
 from bayestune.geometry.rank import stable_rank, stable_rank_lora
 from bayestune.geometry.stiefel import (
     canonical_gradient,
@@ -20,6 +21,7 @@ __all__ = [
     "check_point",
     "landing_field",
     "orthogonality_error",
+    "polar_factor",
     "project_tangent",
     "random_point",
     "retract_polar",

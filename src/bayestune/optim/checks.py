@@ -10,7 +10,8 @@ from torch import Tensor
 from bayestune.errors import ConfigError, nearest
 from bayestune.geometry import check_point
 
-MANIFOLDS = ("euclidean", "stiefel")
+MANIFOLDS = ("euclidean", "stiefel", "core")
+CORE_STEPS = ("spectral", "adam")
 UPDATES = ("retract", "landing", "safe_landing")
 
 # How far from the manifold a parameter may start. The landing field comes back from anywhere by
@@ -69,17 +70,18 @@ def check_start(group: dict[str, Any]) -> None:
 
 
 def check_shape(group: dict[str, Any], p: Tensor) -> None:
-    """Raise ConfigError where a parameter of a Stiefel group is not a tall matrix."""
+    """Raise ConfigError where a Stiefel factor is not a tall matrix, or a core is no matrix."""
+    kind = "Stiefel" if group["manifold"] == "stiefel" else group["manifold"]
     shape = tuple(p.shape)
     if p.ndim < 2:
         raise ConfigError(
-            f"a parameter of Stiefel group {group_name(group)} has shape {shape}; a matrix (n, r) "
+            f"a parameter of {kind} group {group_name(group)} has shape {shape}; a matrix (n, r) "
             "was expected. Probably DeepSpeed ZeRO or FSDP1 has flattened it before the optimiser "
             "could see it: train with DDP, FSDP2 or ZeRO stage 0, which keep matrices"
         )
     if p.shape[-1] > p.shape[-2]:
         raise ConfigError(
-            f"a parameter of Stiefel group {group_name(group)} has shape {shape}, more columns "
+            f"a parameter of {kind} group {group_name(group)} has shape {shape}, more columns "
             "than rows; store the factor as (n, r), transposed, or lower the rank r to n or below"
         )
 

@@ -20,6 +20,7 @@ def build(
     head_weight_decay: float = 0.0,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
+    core: str = "spectral",
     update: str = "retract",
     penalty: float = 5e-3,
 ) -> StiefelAdam:
@@ -33,6 +34,7 @@ def build(
         head_weight_decay: decoupled weight decay of the heads.
         betas: decay rates of the moments.
         eps: term added to the denominator.
+        core: step of the cores, see :func:`~bayestune.optim.param_groups`.
         update: update of the Stiefel group, see :class:`~bayestune.optim.StiefelAdam`.
         penalty: the landing field's λ.
 
@@ -48,6 +50,7 @@ def build(
         head_lr=head_lr,
         weight_decay=weight_decay,
         head_weight_decay=head_weight_decay,
+        core=core,
         update=update,
         penalty=penalty,
     )

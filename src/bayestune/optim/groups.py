@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from bayestune.errors import ConfigError, nearest
-from bayestune.optim.checks import MANIFOLDS
+from bayestune.optim.checks import CORE_STEPS, MANIFOLDS
 
 
 def param_groups(
@@ -20,37 +20,43 @@ def param_groups(
     head_lr: float | None = None,
     weight_decay: float = 0.0,
     head_weight_decay: float = 0.0,
+    core: str = "spectral",
     update: str = "retract",
     penalty: float = 5e-3,
 ) -> list[dict[str, Any]]:
-    """Sort the trainable parameters into ``stiefel``, ``euclidean`` and ``head`` groups.
+    """Sort the trainable parameters into ``stiefel``, ``core``, ``euclidean`` and ``head`` groups.
 
     A module says what it holds by class attributes. ``manifolds``, a mapping such as
-    ``{"polar_X": "stiefel"}``, names attributes (a parameter, or a container of parameters) that
-    live on a manifold. ``is_bayes_head = True`` sends all parameters of a module to the head's
-    groups; its method ``lr_factors()``, if there is one, returns factors on ``head_lr`` by
-    parameter name, and parameters of equal factor share a group.
+    ``{"polar_X": "stiefel", "polar_theta": "core"}``, names attributes (a parameter, or a container
+    of parameters) that live on a manifold or between two of its factors. ``is_bayes_head = True``
+    sends all parameters of a module to the head's groups; its method ``lr_factors()``, if there is
+    one, returns factors on ``head_lr`` by parameter name, and parameters of equal factor share a
+    group.
 
     Args:
         model: any module, wrapped or not.
-        lr: step size of the Stiefel and Euclidean groups.
+        lr: step size of the groups outside the heads.
         head_lr: step size of the heads; ``lr`` when omitted.
-        weight_decay: decoupled weight decay of the Euclidean group.
+        weight_decay: decoupled weight decay of the Euclidean group and of the cores.
         head_weight_decay: decoupled weight decay of the heads.
+        core: step of the cores: ``"spectral"``, see :class:`~bayestune.optim.StiefelAdam`, or
+            ``"adam"`` as PoLAR's authors have it, which counts them among the Euclidean ones.
         update: update of the Stiefel group, see :class:`~bayestune.optim.StiefelAdam`.
         penalty: the landing field's λ for the Stiefel group.
 
     Returns:
-        Groups with a ``name`` each (``"stiefel"``, ``"euclidean"``, ``"head"``, and
+        Groups with a ``name`` each (``"stiefel"``, ``"core"``, ``"euclidean"``, ``"head"``, and
         ``"head*<factor>"`` where a factor is not 1), no parameter twice, none empty.
 
     Raises:
-        ConfigError: nothing is trainable, or a module declares what it does not have.
+        ConfigError: nothing is trainable, ``core`` is unknown, or a module declares what it does
+            not have.
     """
     head_lr = lr if head_lr is None else head_lr
+    if core not in CORE_STEPS:
+        raise ConfigError(f"core={core!r} is unknown.{nearest(core, CORE_STEPS)}")
     head: dict[float, list[nn.Parameter]] = defaultdict(list)
-    stiefel: list[nn.Parameter] = []
-    euclidean: list[nn.Parameter] = []
+    kinds: dict[str, list[nn.Parameter]] = {manifold: [] for manifold in MANIFOLDS}
     seen: set[int] = set()
 
     def claim(parameter: nn.Parameter, group: list[nn.Parameter]) -> None:
@@ -67,15 +73,20 @@ def param_groups(
             for factor, parameter in _head_parameters(module):
                 claim(parameter, head[factor])
     for module in model.modules():
-        for parameter in _stiefel_parameters(module):
-            claim(parameter, stiefel)
+        for manifold, parameter in _declared_parameters(module):
+            if manifold == "stiefel" or (manifold, core) == ("core", "spectral"):
+                claim(parameter, kinds[manifold])
     for parameter in model.parameters():
-        claim(parameter, euclidean)
+        claim(parameter, kinds["euclidean"])
 
-    manifold = {"manifold": "stiefel", "update": update, "penalty": penalty}
+    own: dict[str, dict[str, Any]] = {
+        "stiefel": {"weight_decay": 0.0, "update": update, "penalty": penalty},
+        "core": {"weight_decay": weight_decay},
+        "euclidean": {"weight_decay": weight_decay},
+    }
     groups: list[dict[str, Any]] = [
-        {"name": "stiefel", "params": stiefel, "lr": lr, "weight_decay": 0.0, **manifold},
-        {"name": "euclidean", "params": euclidean, "lr": lr, "weight_decay": weight_decay},
+        {"name": name, "manifold": name, "params": kinds[name], "lr": lr, **options}
+        for name, options in own.items()
     ]
     for factor, parameters in sorted(head.items(), reverse=True):
         name = "head" if factor == 1 else f"head*{factor:g}"
@@ -90,7 +101,7 @@ def param_groups(
     return groups
 
 
-def _stiefel_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
+def _declared_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     # Read from the class: wrappers forward unknown attributes of an instance to what they wrap.
     for name, manifold in (getattr(type(module), "manifolds", None) or {}).items():
         where = f"{type(module).__name__}.manifolds[{name!r}]"
@@ -102,8 +113,8 @@ def _stiefel_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
                 f"{where} names an attribute that is {type(held).__name__}; a Parameter or a "
                 "module of parameters (ParameterDict) was expected"
             )
-        if manifold == "stiefel":
-            yield from [held] if isinstance(held, nn.Parameter) else held.parameters()
+        for parameter in [held] if isinstance(held, nn.Parameter) else held.parameters():
+            yield manifold, parameter
 
 
 def _head_parameters(module: nn.Module) -> Iterator[tuple[float, nn.Parameter]]:

@@ -14,6 +14,7 @@ from bayestune.errors import ConfigError
 from bayestune.geometry import (
     landing_field,
     orthogonality_error,
+    polar_factor,
     project_tangent,
     safe_step,
     step_polar,
@@ -43,6 +44,16 @@ class StiefelAdam(torch.optim.Optimizer):
     A factor's bias correction starts with its first non-zero gradient: where the core Θ starts at
     0, the factors beside it receive zero gradients in the first step and are left untouched.
 
+    A group with ``manifold="core"`` holds the cores Θ between two such factors. Which bases X and Y
+    stand for their subspaces is a convention: ΔW = X Θ Yᵀ is also (X Q)(QᵀΘR)(Y R)ᵀ. Adam's step,
+    element by element, depends on it, and turns the nearly rank-one gradients of a transformer into
+    a matrix of signs, of rank one again. The step of a core rotates with its bases,
+
+        M ← β₁ M + (1 − β₁) ∇L          Θ ← (1 − lr · decay) Θ − lr √r · polar(β₁ M + (1 − β₁) ∇L)
+
+    with polar(UΣVᵀ) = UVᵀ, steepest descent in the spectral norm; √r gives it the size of Adam's
+    step, a root mean square of lr per element.
+
     Groups without a manifold take the step of :class:`torch.optim.AdamW`, bit for bit.
 
     ``update`` chooses the step of a Stiefel group: ``"retract"`` as above; ``"landing"`` hands the
@@ -67,7 +78,8 @@ class StiefelAdam(torch.optim.Optimizer):
 
     Source:
         Bécigneul and Ganea 2019 (Riemannian Adam); Kingma and Ba 2015; Loshchilov and Hutter 2019;
-        Absil, Mahony and Sepulchre 2008 (retraction, transport by projection); arXiv 2506.03133.
+        Absil, Mahony and Sepulchre 2008 (retraction, transport by projection); arXiv 2506.03133;
+        Carlson et al. 2015 and Jordan et al. 2024 ("Muon") for the step of a core.
     """
 
     def __init__(
@@ -157,7 +169,9 @@ class StiefelAdam(torch.optim.Optimizer):
             for p in params:
                 check_shape(group, p)
             for stack in _stacks(params):
-                if group["update"] == "retract":
+                if group["manifold"] == "core":
+                    self._step_core(group, stack)
+                elif group["update"] == "retract":
                     self._step_retract(group, stack)
                 else:
                     self._step_landing(group, stack)
@@ -233,6 +247,19 @@ class StiefelAdam(torch.optim.Optimizer):
         torch._foreach_copy_([state["exp_avg"] for state in states], list(m.unbind()))
         torch._foreach_copy_([state["exp_avg_sq"] for state in states], list(v.unbind()))
         torch._foreach_copy_([state["step"] for state in states], list(t.unbind()))
+
+    def _step_core(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        states = [self.state[p] for p in params]
+        for p, state in zip(params, states, strict=True):
+            if not state:
+                state["exp_avg"] = torch.zeros_like(p)
+        beta1, lr = group["betas"][0], group["lr"]
+        G = torch.stack([_gradient(p) for p in params])  # (B, ..., r, r)
+        M = torch.stack([state["exp_avg"] for state in states]).lerp_(G, 1 - beta1)
+        step = polar_factor(M.lerp(G, 1 - beta1)).mul_(-lr * G.shape[-1] ** 0.5)
+        theta = torch.stack(params).mul_(1 - lr * group["weight_decay"]).add_(step)
+        torch._foreach_copy_(params, list(theta.unbind()))
+        torch._foreach_copy_([state["exp_avg"] for state in states], list(M.unbind()))
 
     def _step_landing(self, group: dict[str, Any], params: list[Tensor]) -> None:
         penalty, lr = group["penalty"], group["lr"]

@@ -28,7 +28,11 @@ class PolarLinear(AdditiveLinear):
 
     adapter_layer_names = ("polar_X", "polar_theta", "polar_Y")
     other_param_names = ("r", "scaling", "dropout")
-    manifolds: ClassVar[dict[str, str]] = {"polar_X": "stiefel", "polar_Y": "stiefel"}
+    manifolds: ClassVar[dict[str, str]] = {
+        "polar_X": "stiefel",
+        "polar_theta": "core",
+        "polar_Y": "stiefel",
+    }
 
     polar_X: nn.ParameterDict  # noqa: N815
     polar_theta: nn.ParameterDict

@@ -89,6 +89,7 @@ class Loop:
             lr=config.lr,
             head_lr=config.head_lr,
             weight_decay=config.weight_decay,
+            core=config.core,
         )
         of_head = [g for g in groups if g["name"].startswith("head")]
         of_adapter = [g for g in groups if not g["name"].startswith("head")]
