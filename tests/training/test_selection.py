@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from toy_tasks import topic_rows
 
@@ -14,6 +15,7 @@ from bayestune.errors import ConfigError
 from bayestune.evaluation import evaluate
 from bayestune.progress import silent
 from bayestune.training import fit
+from bayestune.training.choose import largest
 
 #: Nothing is chosen or finished afterwards, so that the last validation is what is delivered.
 BARE: dict[str, Any] = {"refresh": "none", "temperature": "none", "scale": 1.0}
@@ -116,3 +118,24 @@ def test_the_run_records_what_it_did(make, clear, tmp_path) -> None:
         assert {"train_nll", "kl", "grad_norm", "val_nll", "val_accuracy"} <= row.keys()
     assert model.notes["chosen"] == run.chosen
     assert json.loads((run.out / "env.json").read_text())["torch"]
+
+
+def losses(*means: float, spread: float, rows: int = 400) -> dict[float, torch.Tensor]:
+    """Held-out losses of three κ with common noise, and a part of their own of this spread."""
+    g = torch.Generator().manual_seed(0)
+    common = torch.randn(rows, generator=g).double()
+    own = [torch.randn(rows, generator=g).double() for _ in means]
+    return {
+        kappa: mean + common + spread * (noise - noise.mean())
+        for kappa, mean, noise in zip((1.0, 0.3, 0.1), means, own, strict=True)
+    }
+
+
+def test_the_kl_weight_is_the_largest_that_is_not_clearly_worse() -> None:
+    # The paired difference has a standard error of about 0.1 · √2 / 20 = 0.007.
+    assert largest(losses(0.500, 0.498, 0.496, spread=0.1)) == 1.0
+    assert largest(losses(0.530, 0.498, 0.496, spread=0.1)) == 0.3
+    assert largest(losses(0.530, 0.520, 0.496, spread=0.1)) == 0.1
+    assert largest(losses(0.490, 0.520, 0.530, spread=0.1)) == 1.0
+    assert largest(losses(0.530, 0.520, 0.496, spread=2.0)) == 1.0  # too noisy to tell
+    assert largest({1.0: torch.tensor([0.5]), 0.1: torch.tensor([0.4])}) == 0.1

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bayestune.config import PredictConfig
-from bayestune.finalize import Features, fit_temperature, held_out_nll
+from bayestune.finalize import Features, fit_temperature, item_nll, predictive_at
 from bayestune.head import GaussianHead
 from bayestune.methods import Method
 from bayestune.model import BayesModel
@@ -27,23 +27,23 @@ def trial_epochs(epochs: int) -> int:
 
 def choose_kappa(
     new_loop: Callable[[float, int], Loop],
-    held_out: Callable[[], float],
+    held_out: Callable[[], Tensor],
     model: BayesModel,
     progress: Progress,
 ) -> tuple[float, dict[float, float]]:
-    """Return the recipe's κ, or the one whose short run is likeliest on held-out rows.
+    """Return the recipe's κ, or the one that short runs speak for on held-out rows; see `largest`.
 
     Every candidate starts from the same state and takes the whole rate schedule in a third of the
     epochs (rounded down, at least one); the state is put back afterwards.
 
     Args:
         new_loop: makes a loop for a κ and a number of epochs.
-        held_out: the held-out NLL of the model as it is.
+        held_out: the held-out negative log-likelihoods ``(N,)`` of the model as it is.
         model: the model at its starting point.
         progress: how to report.
 
     Returns:
-        κ, and the held-out NLL of each candidate that was tried.
+        κ, and the mean held-out NLL of each candidate that was tried.
     """
     config = model.recipe.train
     if not isinstance(model.head, GaussianHead):
@@ -54,7 +54,7 @@ def choose_kappa(
     device = model.backbone.device
     rng = rng_state(device)
     epochs = trial_epochs(config.epochs)
-    losses: dict[float, float] = {}
+    losses: dict[float, Tensor] = {}
     loops = {kappa: new_loop(kappa, epochs) for kappa in KAPPAS}
     examples = sum(len(loop.rows) * epochs for loop in loops.values())
     with progress("choosing the KL weight", examples) as advance:
@@ -65,13 +65,32 @@ def choose_kappa(
             losses[kappa] = held_out()
             restore(model.backbone, model.head, start)
     set_rng_state(device, rng)
-    return min(losses, key=losses.__getitem__), losses
+    return largest(losses), {kappa: float(loss.mean()) for kappa, loss in losses.items()}
 
 
-def delivered_nll(
+def largest(losses: Mapping[float, Tensor]) -> float:
+    """Return the largest κ that is not worse than the likeliest by over one standard error.
+
+    The error is that of the paired difference. A short run shows how much faster a small κ fits,
+    and not yet that it overfits; and κ = 1, the ELBO itself, needs no reason.
+
+    Args:
+        losses: held-out negative log-likelihoods ``(N,)`` of the same rows by κ.
+    """
+    best = min(losses, key=lambda kappa: float(losses[kappa].mean()))
+
+    def good(kappa: float) -> bool:
+        excess = losses[kappa] - losses[best]  # (N,)
+        error = float(excess.std()) / len(excess) ** 0.5 if len(excess) > 1 else 0.0
+        return float(excess.mean()) <= error
+
+    return max(kappa for kappa in losses if good(kappa))
+
+
+def delivered_losses(
     method: Method, head: nn.Module, rows: Features, predict: PredictConfig, *, tempered: bool
-) -> float:
-    """Return the held-out NLL that stands for what will be delivered, in nats per row.
+) -> Tensor:
+    """Return the held-out losses that stand for what will be delivered, in nats ``(N,)``.
 
     Where covariance and temperature are still to be chosen, the mean at its best temperature is
     what they cannot make worse, and costs no sampling.
@@ -83,8 +102,9 @@ def delivered_nll(
         predict: how logits become probabilities.
         tempered: whether a temperature will be fitted afterwards.
     """
-    if tempered:
-        with torch.no_grad():
-            mu, _ = head.moments(rows.phi)  # pyright: ignore[reportCallIssue]
-        return fit_temperature(mu, None, rows.labels, rows.mask)[1]
-    return held_out_nll(method.predict(head, rows.phi, predict, rows.mask).probs, rows.labels)
+    if not tempered:
+        return item_nll(method.predict(head, rows.phi, predict, rows.mask).probs, rows.labels)
+    with torch.no_grad():
+        mu, _ = head.moments(rows.phi)  # pyright: ignore[reportCallIssue]
+    temperature, _ = fit_temperature(mu, None, rows.labels, rows.mask)
+    return item_nll(predictive_at(mu, None, temperature, rows.mask).probs, rows.labels)

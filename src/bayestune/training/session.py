@@ -30,7 +30,7 @@ from bayestune.training.checkpoint import (
     trainable,
     unflatten,
 )
-from bayestune.training.choose import choose_kappa, delivered_nll
+from bayestune.training.choose import choose_kappa, delivered_losses
 from bayestune.training.loop import Loop
 from bayestune.training.rows import Rows, prepare
 from bayestune.training.run import Journal, Run
@@ -116,7 +116,7 @@ class Session:
             energy = self.reader.features(self.rows.encoded.select(some))
             self.model.head.set_feature_energy(energy)  # pyright: ignore[reportCallIssue]
             self.kappa, tried = choose_kappa(
-                self._new_loop, self._validate_nll, self.model, self.progress
+                self._new_loop, self._held_out_losses, self.model, self.progress
             )
             self.kappas = {str(kappa): nll for kappa, nll in tried.items()}
             loop = self._new_loop(self.kappa, self.recipe.train.epochs)
@@ -216,14 +216,14 @@ class Session:
             self.model.head, rows.phi, self.recipe.predict, rows.mask
         ).probs
         accuracy = float((probs.argmax(1) == rows.labels).float().mean())
-        return {"val_nll": self._validate_nll(rows), "val_accuracy": accuracy}
+        return {"val_nll": float(self._held_out_losses(rows).mean()), "val_accuracy": accuracy}
 
-    def _validate_nll(self, rows: Features | None = None) -> float:
+    def _held_out_losses(self, rows: Features | None = None) -> Tensor:
         if rows is None:
             assert self.val is not None
             rows = self.val.features(self.features(self.val))
         tempered = self.recipe.finalize.temperature == "auto"
-        return delivered_nll(
+        return delivered_losses(
             self.model.method, self.model.head, rows, self.recipe.predict, tempered=tempered
         )
 
