@@ -6,7 +6,7 @@ written as it finishes and skipped when it is there, so the command can be stopp
 test set is read once per cell, after everything is chosen.
 
     python bench/compare.py --data DATA --out docs/results/cells [--tasks sst2,trec,clinc150]
-        [--only lora,polar,polar_vbll] [--seeds 3]
+        [--only lora,polar,polar_vbll,adam_core] [--seeds 3]
 
 DATA holds sst2/, trec/ and clinc150/ as JSONL (id, text, label) with labels.json, as in
 docs/results/README.md.
@@ -48,6 +48,7 @@ TRAINED: dict[str, tuple[str, dict[str, Any], tuple[float, ...]]] = {
     "lora": ("mle", {}, (2e-4, 5e-4, 1e-3)),
     "polar": ("mle", {"adapter": {"kind": "polar"}}, (2e-3, 4e-3, 8e-3)),
     "polar_vbll": ("polar_vbll", {}, (2e-3, 4e-3, 8e-3)),
+    "adam_core": ("polar_vbll", {"train": {"core": "adam"}}, (2e-3, 4e-3, 8e-3)),
 }
 _NONE = FinalizeConfig(refresh="none", scale=1.0, temperature="none")
 _TEMPERATURE = FinalizeConfig(refresh="none", temperature="auto")
@@ -64,6 +65,7 @@ ROWS: dict[str, tuple[str, str, FinalizeConfig]] = {
     "PoLAR + linear head": ("polar", "last", _NONE),
     "PoLAR-VBLL, no refresh": ("polar_vbll", "best", _TEMPERATURE),
     "PoLAR-VBLL": ("polar_vbll", "best", _REFRESH),
+    "PoLAR-VBLL, Adam's step for Θ": ("adam_core", "best", _REFRESH),
 }
 
 
@@ -140,7 +142,7 @@ def chosen_rate(out: Path, data: Path, task: str, name: str) -> float:
             CACHES[task, 0] = session.model.cache
             history = session.history
             best = min(row["val_nll"] for row in history)
-            nll = best if name == "polar_vbll" else history[-1]["val_nll"]
+            nll = best if TRAINED[name][0] == "polar_vbll" else history[-1]["val_nll"]
             write_json(
                 file,
                 {
