@@ -65,9 +65,9 @@ def test_times(make, clear, clear_test, second_each, given) -> None:
     held = padded(others, 32, shuffle=False) if given else 0.25 * every
     expected = {
         "frozen layers": every + (held if given else 0),
-        "choosing the KL weight": len(KAPPAS) * 2 * epoch,
-        "training": epochs * epoch,
-        "held-out and final features": (epochs + len(KAPPAS) + 1) * held + epoch,
+        "choosing the KL weight": len(KAPPAS) * 3 * epoch,
+        "training": 3 * epoch,
+        "held-out and final features": (len(KAPPAS) * 3 + 3 + 1) * held + epoch,
     }
     assert found.steps == 3
     assert found.seconds == pytest.approx({k: v * per_token for k, v in expected.items()})

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from bayestune.data import Encoded, Task, length_grouped_batches
-from bayestune.head import GaussianHead
 from bayestune.model import BayesModel
-from bayestune.training.choose import KAPPAS, trial_epochs
+from bayestune.training.choose import candidates, race_epochs
 from bayestune.training.loop import Loop
 from bayestune.training.rows import prepare
 
@@ -122,15 +121,15 @@ def estimate(model: BayesModel, train: Task, val: Task | None) -> Estimate:
     epoch = share * sum(padded)
     held = _forward_tokens(others) if others else (1 - share) * _forward_tokens(rows.encoded)
     all_rows = _forward_tokens(rows.encoded) + (_forward_tokens(others) if others else 0)
-    searching = isinstance(model.head, GaussianHead) and recipe.train.kl == "auto"
-    trials = len(KAPPAS) * trial_epochs(recipe.train.epochs) if searching else 0
+    epochs, tried = recipe.train.epochs, len(candidates(model))
+    race = race_epochs(epochs) if tried > 1 else 0
     step, forward = timing.rate("step"), timing.rate("forward")
     seconds = {
         "frozen layers": timing.rate("frozen") * all_rows,
-        "choosing the KL weight": trials * epoch * step,
-        "training": recipe.train.epochs * epoch * step,
+        "choosing the KL weight": tried * race * epoch * step,
+        "training": (epochs - race) * epoch * step,
         "held-out and final features": forward
-        * ((recipe.train.epochs + len(KAPPAS) * searching + 1) * held + epoch),
+        * ((tried * race + epochs - race + 1) * held + epoch),
     }
     adapter, head, frozen = _parameters(model)
     return Estimate(

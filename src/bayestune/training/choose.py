@@ -1,8 +1,13 @@
-"""Choosing the KL weight κ by held-out likelihood, from short runs on the cached states."""
+"""Choosing the KL weight κ by held-out likelihood.
+
+The candidates are trained in turn for the first half of the run, each on the whole schedule, and
+the chosen one goes on: it is then, bit by bit, the run at this κ. A trial on a schedule cut short
+would favour a small κ, which fits faster and overfits later.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -12,67 +17,29 @@ from bayestune.finalize import Features, fit_temperature, item_nll, predictive_a
 from bayestune.head import GaussianHead
 from bayestune.methods import Method
 from bayestune.model import BayesModel
-from bayestune.progress import Progress
-from bayestune.training.checkpoint import restore, rng_state, set_rng_state, trainable
-from bayestune.training.loop import Loop
 
 #: KL weights tried: the ELBO itself, and colder posteriors for easy or many-class tasks.
 KAPPAS = (1.0, 0.3, 0.1)
 
 
-def trial_epochs(epochs: int) -> int:
-    """Return how many epochs a trial takes where the run takes ``epochs``."""
-    return max(1, epochs // 3)
-
-
-def choose_kappa(
-    new_loop: Callable[[float, int], Loop],
-    held_out: Callable[[], Tensor],
-    model: BayesModel,
-    progress: Progress,
-) -> tuple[float, dict[float, float]]:
-    """Return the recipe's κ, or the one that short runs speak for on held-out rows; see `largest`.
-
-    Every candidate starts from the same state and takes the whole rate schedule in a third of the
-    epochs (rounded down, at least one); the state is put back afterwards.
-
-    Args:
-        new_loop: makes a loop for a κ and a number of epochs.
-        held_out: the held-out negative log-likelihoods ``(N,)`` of the model as it is.
-        model: the model at its starting point.
-        progress: how to report.
-
-    Returns:
-        κ, and the mean held-out NLL of each candidate that was tried.
-    """
-    config = model.recipe.train
+def candidates(model: BayesModel) -> tuple[float, ...]:
+    """Return the κ that a model's recipe leaves to try; one where it is fixed or there is no KL."""
     if not isinstance(model.head, GaussianHead):
-        return 0.0, {}
-    if config.kl != "auto":
-        return float(config.kl), {}
-    start = trainable(model.backbone, model.head)
-    device = model.backbone.device
-    rng = rng_state(device)
-    epochs = trial_epochs(config.epochs)
-    losses: dict[float, Tensor] = {}
-    loops = {kappa: new_loop(kappa, epochs) for kappa in KAPPAS}
-    examples = sum(len(loop.rows) * epochs for loop in loops.values())
-    with progress("choosing the KL weight", examples) as advance:
-        for kappa, loop in loops.items():
-            set_rng_state(device, rng)
-            for _ in range(epochs):
-                loop.run_epoch(advance)
-            losses[kappa] = held_out()
-            restore(model.backbone, model.head, start)
-    set_rng_state(device, rng)
-    return largest(losses), {kappa: float(loss.mean()) for kappa, loss in losses.items()}
+        return (0.0,)
+    given = model.recipe.train.kl
+    return KAPPAS if isinstance(given, str) else (float(given),)
+
+
+def race_epochs(epochs: int) -> int:
+    """Return after how many of its epochs a candidate is compared with the others."""
+    return max(1, epochs // 2)
 
 
 def largest(losses: Mapping[float, Tensor]) -> float:
     """Return the largest κ that is not worse than the likeliest by over one standard error.
 
-    The error is that of the paired difference. A short run shows how much faster a small κ fits,
-    and not yet that it overfits; and κ = 1, the ELBO itself, needs no reason.
+    The error is that of the paired difference. Half a run shows how much faster a small κ fits, and
+    not yet all that it overfits; and κ = 1, the ELBO itself, needs no reason.
 
     Args:
         losses: held-out negative log-likelihoods ``(N,)`` of the same rows by κ.

@@ -19,7 +19,7 @@ from bayestune.finalize import Features
 from bayestune.metrics import Density, fit_density
 from bayestune.model import BayesModel
 from bayestune.peft import adapter_report
-from bayestune.progress import Progress
+from bayestune.progress import Advance, Progress
 from bayestune.training.checkpoint import (
     flatten,
     load_checkpoint,
@@ -30,7 +30,7 @@ from bayestune.training.checkpoint import (
     trainable,
     unflatten,
 )
-from bayestune.training.choose import choose_kappa, delivered_losses
+from bayestune.training.choose import candidates, delivered_losses, largest, race_epochs
 from bayestune.training.loop import Loop
 from bayestune.training.rows import Rows, prepare
 from bayestune.training.run import Journal, Run
@@ -76,6 +76,7 @@ class Session:
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {}
         self.best_tensors: dict[str, Tensor] = {}
+        self.losses = torch.empty(0)  # of the held-out rows, as last validated
 
     def run(self, *, resume: bool, overwrite: bool, started: float) -> Run:
         """Do all steps in order; see `fit`."""
@@ -115,11 +116,9 @@ class Session:
             some = range(0, len(self.rows), max(1, len(self.rows) // 512))
             energy = self.reader.features(self.rows.encoded.select(some))
             self.model.head.set_feature_energy(energy)  # pyright: ignore[reportCallIssue]
-            self.kappa, tried = choose_kappa(
-                self._new_loop, self._held_out_losses, self.model, self.progress
-            )
-            self.kappas = {str(kappa): nll for kappa, nll in tried.items()}
-            loop = self._new_loop(self.kappa, self.recipe.train.epochs)
+            loop = self._race({kappa: self._new_loop(kappa) for kappa in candidates(self.model)})
+            if checkpoint is not None and loop.epoch > 0:
+                self._save_checkpoint(loop, checkpoint)
         self._train(loop, checkpoint)
 
     def finalize(self) -> dict[str, Any]:
@@ -146,7 +145,7 @@ class Session:
         shown = {"progress": self.progress, "label": label} if label else {}
         return self.reader.features(rows.encoded, **shown).to(device)
 
-    def _new_loop(self, kappa: float, epochs: int) -> Loop:
+    def _new_loop(self, kappa: float) -> Loop:
         return Loop(
             method=self.model.method,
             reader=self.reader,
@@ -155,7 +154,7 @@ class Session:
             config=self.recipe.train,
             kappa=kappa,
             seed=self.recipe.seed,
-            epochs=epochs,
+            epochs=self.recipe.train.epochs,
         )
 
     def _fill_cache(self) -> None:
@@ -175,16 +174,60 @@ class Session:
                 label = f"frozen layers, {name}"
                 self.reader.fill(rows.encoded, progress=self.progress, label=label)
 
+    def _race(self, loops: dict[float, Loop]) -> Loop:
+        """Train the candidates to half of their epochs and return the one to go on with.
+
+        A single candidate needs no race. The model is left as the chosen one has it.
+        """
+        if len(loops) == 1:
+            self.kappa, loop = next(iter(loops.items()))
+            return loop
+        epochs = race_epochs(self.recipe.train.epochs)
+        start = self._position()
+        reached: dict[float, Any] = {}
+        losses: dict[float, Tensor] = {}
+        with self.progress("choosing the KL weight", len(loops) * epochs * len(self.rows)) as bar:
+            for kappa, loop in loops.items():
+                self._go_to(*start)
+                while loop.epoch < epochs and not self._out_of_patience(loop.epoch):
+                    self.history.append(self._run_epoch(loop, bar))
+                losses[kappa], reached[kappa] = self.losses, self._position()
+        self.kappa = largest(losses)
+        self.kappas = {str(kappa): float(loss.mean()) for kappa, loss in losses.items()}
+        self._go_to(*reached[self.kappa])
+        self.journal.truncate(self.history)
+        return loops[self.kappa]
+
+    def _position(self) -> tuple[Any, ...]:
+        """Return all that an epoch changes, but for the loop itself."""
+        tensors = trainable(self.model.backbone, self.model.head)
+        rng = rng_state(self.model.backbone.device)
+        return tensors, rng, list(self.history), dict(self.best), self.best_tensors
+
+    def _go_to(
+        self,
+        tensors: dict[str, Tensor],
+        rng: dict[str, Tensor],
+        history: list[dict[str, Any]],
+        best: dict[str, Any],
+        best_tensors: dict[str, Tensor],
+    ) -> None:
+        restore(self.model.backbone, self.model.head, tensors)
+        set_rng_state(self.model.backbone.device, rng)
+        self.history, self.best, self.best_tensors = list(history), dict(best), best_tensors
+
+    def _run_epoch(self, loop: Loop, advance: Advance) -> dict[str, Any]:
+        row = {"epoch": loop.epoch + 1, **loop.run_epoch(advance)}
+        return row | self._evaluate_epoch(loop.epoch)
+
     def _train(self, loop: Loop, checkpoint: Path | None) -> None:
         config = self.recipe.train
         total = config.epochs * len(self.rows)
         with self.progress("training", total) as advance:
             advance(min(loop.step * config.batch_size, total))
             while loop.epoch < config.epochs and not self._out_of_patience(loop.epoch):
-                row = {"epoch": loop.epoch + 1, **loop.run_epoch(advance)}
-                row |= self._evaluate_epoch(loop.epoch)
-                self.history.append(row)
-                self.journal.line(row)
+                self.history.append(self._run_epoch(loop, advance))
+                self.journal.line(self.history[-1])
                 if checkpoint is not None:
                     self._save_checkpoint(loop, checkpoint)
 
@@ -216,16 +259,14 @@ class Session:
             self.model.head, rows.phi, self.recipe.predict, rows.mask
         ).probs
         accuracy = float((probs.argmax(1) == rows.labels).float().mean())
-        return {"val_nll": float(self._held_out_losses(rows).mean()), "val_accuracy": accuracy}
-
-    def _held_out_losses(self, rows: Features | None = None) -> Tensor:
-        if rows is None:
-            assert self.val is not None
-            rows = self.val.features(self.features(self.val))
-        tempered = self.recipe.finalize.temperature == "auto"
-        return delivered_losses(
-            self.model.method, self.model.head, rows, self.recipe.predict, tempered=tempered
+        self.losses = delivered_losses(
+            self.model.method,
+            self.model.head,
+            rows,
+            self.recipe.predict,
+            tempered=self.recipe.finalize.temperature == "auto",
         )
+        return {"val_nll": float(self.losses.mean()), "val_accuracy": accuracy}
 
     def _save_checkpoint(self, loop: Loop, folder: Path) -> None:
         tensors = {
@@ -272,7 +313,7 @@ class Session:
         # The step sizes follow from the head's feature energy, so its state comes first.
         restore(self.model.backbone, self.model.head, _under("now.", tensors))
         self.kappa, self.kappas = state["kappa"], state["kappas"]
-        loop = self._new_loop(self.kappa, self.recipe.train.epochs)
+        loop = self._new_loop(self.kappa)
         self.best, self.best_tensors = state["best"], _under("best.", tensors)
         self.history = state["history"]
         self.journal.truncate(self.history)
