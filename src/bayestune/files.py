@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from safetensors import SafetensorError
-
 from bayestune.errors import StoreError
 
 _OLD = ".old"
@@ -82,6 +80,9 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         StoreError: if the disk is full or the place cannot be written; ``path`` stays as it was.
     """
+    # Here and not above: the command line writes files without loading the library.
+    from safetensors import SafetensorError
+
     staging: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
