@@ -224,7 +224,7 @@ class Session:
         config = self.recipe.train
         total = config.epochs * len(self.rows)
         with self.progress("training", total) as advance:
-            advance(min(loop.step * config.batch_size, total))
+            advance(loop.epoch * len(self.rows))
             while loop.epoch < config.epochs and not self._out_of_patience(loop.epoch):
                 self.history.append(self._run_epoch(loop, advance))
                 self.journal.line(self.history[-1])
