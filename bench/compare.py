@@ -30,6 +30,7 @@ from bayestune.config import FinalizeConfig, merge
 from bayestune.data import Task
 from bayestune.evaluation import Evaluation, score
 from bayestune.files import write_json
+from bayestune.finalize.laplace import covariance_of
 from bayestune.model import BayesModel, build
 from bayestune.progress import shown
 from bayestune.training.checkpoint import restore, trainable
@@ -54,7 +55,6 @@ _NONE = FinalizeConfig(refresh="none", scale=1.0, temperature="none")
 _TEMPERATURE = FinalizeConfig(refresh="none", temperature="auto")
 _REFRESH = FinalizeConfig(refresh="auto", temperature="auto")
 _LAPLACE = FinalizeConfig(refresh="block", temperature="none")
-_LAPLACE_MANY = FinalizeConfig(refresh="diagonal", temperature="none")
 #: Rows of the table: the trained configuration, which epoch, and the finaliser.
 ROWS: dict[str, tuple[str, str, FinalizeConfig]] = {
     "LoRA": ("lora", "last", _NONE),
@@ -227,8 +227,8 @@ def finish(
     """Apply one finaliser to a copy of the trained head and score the test set."""
     assert session.val is not None
     head = copy.deepcopy(model.head)
-    if finalizer is _LAPLACE and len(model.labels) * model.head.in_features**2 > 2**24:
-        finalizer = _LAPLACE_MANY
+    if finalizer is _LAPLACE:  # dense while it fits, as the library itself chooses
+        finalizer = replace(finalizer, refresh=covariance_of("auto", head))
     fit_rows = session.rows.features(features["fit"])
     held_out = session.val.features(features["val"])
     recipe = replace(model.recipe, finalize=finalizer)

@@ -20,31 +20,38 @@ _RANDOM = "?" * 8  # what mkdtemp adds: of no other length, so that a.b is not t
 
 
 @contextmanager
+def _writing(path: Path, *others: type[Exception]) -> Iterator[None]:
+    """Make the folder around ``path``; what the system then refuses becomes a StoreError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except StoreError:
+        raise
+    except (OSError, *others) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StoreError(f"{path} could not be written: {reason}.") from error
+
+
+@contextmanager
 def new_file(path: Path) -> Iterator[TextIO]:
     """Yield a stream whose content takes the place of ``path`` when the block ends without error.
 
     Raises:
         StoreError: if the disk is full or the place cannot be written; ``path`` stays as it was.
     """
-    staging: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _writing(path):
         if path.is_dir():
             raise StoreError(f"{path} is a directory; name a file.")
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         staging = Path(name)
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        staging.chmod(0o644)  # temporary files are private, results are not
-        staging.replace(path)
-    except StoreError:
-        raise
-    except OSError as error:
-        raise StoreError(f"{path} could not be written: {error.strerror or error}.") from error
-    finally:
-        if staging is not None:
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            staging.chmod(0o644)  # temporary files are private, results are not
+            staging.replace(path)
+        finally:
             staging.unlink(missing_ok=True)
 
 
@@ -83,25 +90,18 @@ def new_folder(path: Path) -> Iterator[Path]:
     # Here and not above: the command line writes files without loading the library.
     from safetensors import SafetensorError
 
-    staging: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _writing(path, SafetensorError):
         recover(path)
         staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        yield staging
-        for file in staging.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as stream:
-                    os.fsync(stream.fileno())
-        staging.chmod(0o755)
-        _swap(staging, path)
-    except StoreError:
-        raise
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise StoreError(f"{path} could not be written: {reason}.") from error
-    finally:
-        if staging is not None:
+        try:
+            yield staging
+            for file in staging.rglob("*"):
+                if file.is_file():
+                    with file.open("rb") as stream:
+                        os.fsync(stream.fileno())
+            staging.chmod(0o755)
+            _swap(staging, path)
+        finally:
             shutil.rmtree(staging, ignore_errors=True)
 
 

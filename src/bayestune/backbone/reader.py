@@ -44,7 +44,7 @@ class Reader:
     def batch(self, encoded: Encoded, rows: Sequence[int]) -> Tensor:
         """Return features ``(B, D)`` in fp32 of some rows, with gradients where they are on."""
         if self.cache is not None:
-            kept = [self.cache.get(self._key(encoded, i)) for i in rows]
+            kept = [self.cache.get(_key(self.cache, encoded, i)) for i in rows]
             states = [s for s in kept if s is not None]
             if len(states) == len(rows):
                 features = self._from_states(encoded, rows, states)
@@ -89,7 +89,7 @@ class Reader:
             return
         missing: dict[bytes, int] = {}
         for i in range(len(encoded.ids)):
-            key = self._key(encoded, i)
+            key = _key(self.cache, encoded, i)
             if key not in self.cache:
                 missing.setdefault(key, i)
         todo = list(missing.values())
@@ -100,7 +100,7 @@ class Reader:
                 tensors = self.tensors(encoded, rows)
                 states = self.backbone.enter(**tensors)  # (B, T, D)
                 for i, state, mask in zip(rows, states, tensors["attention_mask"], strict=True):
-                    self.cache.put(self._key(encoded, i), state[mask.bool()])
+                    self.cache.put(_key(self.cache, encoded, i), state[mask.bool()])
                 advance(len(rows))
 
     def tensors(self, encoded: Encoded, rows: Sequence[int]) -> dict[str, Tensor]:
@@ -133,7 +133,7 @@ class Reader:
             del tensors["position_ids"]  # encoders count their own
         return {name: t.to(self.backbone.device) for name, t in tensors.items()}
 
-    def _key(self, encoded: Encoded, row: int) -> bytes:
-        types = encoded.token_type_ids[row] if encoded.token_type_ids is not None else None
-        assert self.cache is not None
-        return self.cache.key(encoded.ids[row], types)
+
+def _key(cache: PrefixCache, encoded: Encoded, row: int) -> bytes:
+    types = encoded.token_type_ids[row] if encoded.token_type_ids is not None else None
+    return cache.key(encoded.ids[row], types)

@@ -113,10 +113,9 @@ def train(
         recipe = resolved(merged)
         log.info("loading %s", recipe.model)
         built = assemble(recipe, rows)
-    if dry_run:
+    if dry_run or out is None:  # without --out only --dry-run came this far
         _estimate(ctx, built, rows, held_out)
         return
-    assert out is not None
     with quiet(ctx):
         run = _fit(built, rows, held_out, out, resume=resume, overwrite=overwrite)
     _show(run)

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from bayestune.finalize.features import Features
 from bayestune.finalize.select import Candidate, has_choices, select
-from bayestune.finalize.temperature import fit_temperature, held_out_nll, item_nll, predictive_at
+from bayestune.finalize.temperature import (
+    clearly_worse,
+    fit_temperature,
+    held_out_nll,
+    item_nll,
+    predictive_at,
+)
 
 __all__ = [
     "Candidate",
     "Features",
+    "clearly_worse",
     "fit_temperature",
     "has_choices",
     "held_out_nll",

@@ -17,7 +17,12 @@ from bayestune.config import FinalizeConfig, PredictConfig
 from bayestune.errors import ConfigError
 from bayestune.finalize.features import Features
 from bayestune.finalize.laplace import Curvature, covariance_of, measure_curvature
-from bayestune.finalize.temperature import fit_temperature, item_nll, predictive_at
+from bayestune.finalize.temperature import (
+    clearly_worse,
+    fit_temperature,
+    item_nll,
+    predictive_at,
+)
 from bayestune.head import GaussianHead
 from bayestune.progress import Progress, silent
 
@@ -132,9 +137,8 @@ def _best(losses: dict[Candidate, Tensor]) -> Candidate:
     }
     if len(likeliest) == 1:
         return next(iter(likeliest.values()))
-    excess = losses[likeliest["refreshed"]] - losses[likeliest["trained"]]  # (N,)
-    error = excess.std() / len(excess) ** 0.5 if len(excess) > 1 else excess.new_zeros(())
-    return likeliest["trained" if excess.mean() > error else "refreshed"]
+    refreshed, trained = likeliest["refreshed"], likeliest["trained"]
+    return trained if clearly_worse(losses[refreshed], losses[trained]) else refreshed
 
 
 def _install(

@@ -54,6 +54,18 @@ def item_nll(probs: Tensor, labels: Tensor) -> Tensor:
     return -picked.clamp_min(1e-300).log()
 
 
+def clearly_worse(losses: Tensor, than: Tensor) -> bool:
+    """Return whether losses exceed others by over one standard error of the paired difference.
+
+    Args:
+        losses: losses of N rows ``(N,)``.
+        than: losses of the same rows ``(N,)``.
+    """
+    excess = losses - than  # (N,)
+    error = float(excess.std()) / len(excess) ** 0.5 if len(excess) > 1 else 0.0
+    return float(excess.mean()) > error
+
+
 def held_out_nll(probs: Tensor, labels: Tensor) -> float:
     """Return the mean negative log-likelihood in nats, accumulated in float64."""
     return float(item_nll(probs, labels).mean())

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bayestune.config import PredictConfig
-from bayestune.finalize import Features, fit_temperature, item_nll, predictive_at
+from bayestune.finalize import Features, clearly_worse, fit_temperature, item_nll, predictive_at
 from bayestune.head import GaussianHead
 from bayestune.methods import Method
 from bayestune.model import BayesModel
@@ -45,13 +45,7 @@ def largest(losses: Mapping[float, Tensor]) -> float:
         losses: held-out negative log-likelihoods ``(N,)`` of the same rows by κ.
     """
     best = min(losses, key=lambda kappa: float(losses[kappa].mean()))
-
-    def good(kappa: float) -> bool:
-        excess = losses[kappa] - losses[best]  # (N,)
-        error = float(excess.std()) / len(excess) ** 0.5 if len(excess) > 1 else 0.0
-        return float(excess.mean()) <= error
-
-    return max(kappa for kappa in losses if good(kappa))
+    return max(kappa for kappa in losses if not clearly_worse(losses[kappa], losses[best]))
 
 
 def delivered_losses(

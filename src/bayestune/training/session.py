@@ -246,15 +246,14 @@ class Session:
         }
         if self.val is None:
             return row
-        row |= self._validate()
+        row |= self._validate(self.val)
         if not self.best or row["val_nll"] < self.best["val_nll"]:
             self.best = {"epoch": epoch, "val_nll": row["val_nll"]}
             self.best_tensors = trainable(self.model.backbone, self.model.head)
         return row
 
-    def _validate(self) -> dict[str, float]:
-        assert self.val is not None
-        rows = self.val.features(self.features(self.val))
+    def _validate(self, val: Rows) -> dict[str, float]:
+        rows = val.features(self.features(val))
         probs = self.model.method.predict(
             self.model.head, rows.phi, self.recipe.predict, rows.mask
         ).probs
