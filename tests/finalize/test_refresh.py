@@ -139,7 +139,8 @@ def test_the_precision_is_the_likeliest_on_held_out_rows(rows, gaussian, confide
     assert chosen.temperature == 1.0
     expected = inverses(head, fit, chosen.value * unit(head))
     factor = head.factor.double()
-    torch.testing.assert_close(factor @ factor.mT, expected, rtol=1e-4, atol=1e-7)
+    rounding = 1e-6 * float(expected.abs().max())  # little precision, badly conditioned
+    torch.testing.assert_close(factor @ factor.mT, expected, rtol=1e-4, atol=rounding)
 
 
 def test_over_confident_means_want_a_wider_posterior(rows, gaussian) -> None:
@@ -282,7 +283,7 @@ def test_choosing_reports_every_candidate(rows, gaussian) -> None:
 
     recipe = Recipe(finalize=config(scale="auto", refresh="none"))
     parts.finalize(gaussian(), rows(50), rows(80, 1), recipe, progress)
-    assert seen == [("choosing the covariance", 4, 4)]
+    assert seen == [("choosing the covariance", len(SCALES), len(SCALES))]
 
 
 def test_the_prior_of_a_refreshed_point_estimate_is_the_recipes(rows, gaussian) -> None:

@@ -27,9 +27,9 @@ from bayestune.head import GaussianHead
 from bayestune.progress import Progress, silent
 
 #: Precisions of the refresh, in units of the prior's own precision 1/σ₀².
-PRECISIONS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+PRECISIONS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 #: Factors on the trained standard deviations.
-SCALES = (1.0, 0.5, 0.25, 0.1)
+SCALES = (4.0, 2.0, 1.0, 0.5, 0.25, 0.1)
 
 
 @dataclass(frozen=True)
