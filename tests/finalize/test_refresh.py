@@ -127,6 +127,22 @@ def nll(head: GaussianHead, spread: Tensor, held: Features, temperature: float =
     return float(-probs.gather(1, held.labels[:, None]).log().mean())
 
 
+def cost(mean_nll: float, precision: float, rows: int) -> float:
+    """Return what is minimised: one decade away from the prior's own precision costs half a nat."""
+    return rows * mean_nll + 0.5 * math.log10(precision) ** 2
+
+
+def test_few_held_out_rows_do_not_drive_the_choice_to_extremes(rows, gaussian) -> None:
+    fit, held = rows(60), rows(400, 1)
+    free: set[float] = set()
+    for start in range(0, 40, 4):
+        few = Features(held.phi[start : start + 4], held.labels[start : start + 4])
+        tried, chosen = select(gaussian(), fit, few, config(precision="auto"))
+        free.add(min(tried, key=lambda c: c.nll).value)
+        assert 0.03 <= chosen.value <= 30
+    assert free & {PRECISIONS[0], PRECISIONS[-1]}  # where the likelihood alone would have gone
+
+
 @pytest.mark.parametrize("confidence", [0.5, 1.0, 4.0])
 def test_the_precision_is_the_likeliest_on_held_out_rows(rows, gaussian, confidence) -> None:
     fit, held, head = rows(30), rows(300, 1), gaussian(confidence)
@@ -135,7 +151,7 @@ def test_the_precision_is_the_likeliest_on_held_out_rows(rows, gaussian, confide
     assert [c.value for c in tried] == list(PRECISIONS)
     for candidate in tried:
         assert candidate.nll == pytest.approx(losses[candidate.value], rel=1e-4)
-    assert chosen.value == min(losses, key=losses.__getitem__)
+    assert chosen.value == min(losses, key=lambda tau: cost(losses[tau], tau, 300))
     assert chosen.temperature == 1.0
     expected = inverses(head, fit, chosen.value * unit(head))
     factor = head.factor.double()
@@ -158,7 +174,7 @@ def test_the_scale_of_the_trained_posterior_is_chosen_likewise(rows, gaussian) -
     losses = {s: nll(head, torch.diag_embed((s * scale).double().square()), held) for s in SCALES}
     tried, chosen = select(head, fit, held, config(refresh="none", scale="auto"))
     assert {c.covariance for c in tried} == {"trained"}
-    assert chosen.value == min(losses, key=losses.__getitem__) < 1
+    assert chosen.value == min(losses, key=lambda s: cost(losses[s], s**-2, 300)) < 1
     torch.testing.assert_close(head.log_scale.exp(), chosen.value * scale)
 
 
@@ -265,9 +281,11 @@ def test_the_posterior_is_chosen_under_the_predictive_that_is_delivered(
     probs = parts.predict(done, held.phi, predict).probs
     delivered = -probs.double().gather(1, held.labels[:, None]).log().mean()
     assert report["nll"] == pytest.approx(float(delivered), rel=1e-4)
-    assert report["nll"] == min(
-        c["nll"] for c in report["tried"] if c["covariance"] == report["covariance"]
-    )
+    same = {
+        c["value"]: c["nll"] for c in report["tried"] if c["covariance"] == report["covariance"]
+    }
+    power = 1 if report["covariance"] == "refreshed" else -2
+    assert report["value"] == min(same, key=lambda x: cost(same[x], x**power, 80))
     _, usual = parts.finalize(gaussian(3.0), fit, held, Recipe(finalize=recipe.finalize))
     assert report["temperature"] != pytest.approx(usual["temperature"], rel=1e-3)
 
