@@ -246,7 +246,7 @@ def test_what_is_no_run_is_named(tmp_path) -> None:
         load(tmp_path / "nowhere")
     with pytest.raises(StoreError, match=r"is not a run: it has no bayestune\.json and no model/"):
         load(tmp_path)
-    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "unfinished").touch()
     with pytest.raises(StoreError, match="Its training did not finish: continue it with"):
         load(tmp_path)
     (tmp_path / "file").write_text("x")

@@ -46,7 +46,9 @@ def test_other_classes_than_the_models_are_refused(make, clear, part) -> None:
 def test_another_kind_of_task_is_refused(make) -> None:
     choice = Task.from_rows(choice_rows(12, choices=(3,)))
     model = make(labels=["A", "B", "C"])
-    with pytest.raises(DataError, match="The model reads classification tasks; this is choice"):
+    with pytest.raises(
+        DataError, match=r"reads classification tasks; .* is choice. Build it with labels=train"
+    ):
         fit(model, choice, progress=silent)
 
 
@@ -76,7 +78,7 @@ def test_resuming_needs_a_folder(make, clear) -> None:
 
 def test_a_run_that_cannot_be_written_says_where(make, clear, tmp_path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(StoreError, match=r"file/run/recipe\.yaml could not be written"):
+    with pytest.raises(StoreError, match=r"file/run/\w+ could not be written"):
         fit(make(), clear, out=tmp_path / "file" / "run", progress=silent)
 
 

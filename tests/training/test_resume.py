@@ -120,6 +120,65 @@ def test_a_chosen_kl_weight_is_not_chosen_again(make, clear, tmp_path) -> None:
     same_files(tmp_path / "whole", out)
 
 
+@pytest.mark.parametrize("examples", [20, 130, 340, 500])
+def test_a_race_continues_where_it_was_interrupted(make, clear, tmp_path, examples) -> None:
+    # Three candidates of two epochs of 108 rows each: before the first state, in the first
+    # candidate, in the second, in the third.
+    options = {**OPTIONS, "kl": "auto"}
+    fit(make(**options), clear, out=tmp_path / "whole", progress=silent)
+    out, race = tmp_path / "run", "choosing the KL weight"
+    with pytest.raises(KeyboardInterrupt):
+        fit(make(**options), clear, out=out, progress=stop_after(examples, label=race))
+    reached = examples // 108
+    assert len(list((out / "race").glob("*"))) == (reached + 1) // 2
+    done = 0
+
+    @contextmanager
+    def watched(at: str, total: int) -> Iterator[Advance]:
+        def advance(count: int = 1, note: str = "") -> None:
+            nonlocal done
+            done += at == race and count < 100
+
+        yield advance
+
+    torch.rand(5)
+    fit(make(**options), clear, out=out, resume=True, progress=watched)
+    same_files(tmp_path / "whole", out)
+    assert sorted(p.name for p in out.iterdir()) == sorted(
+        p.name for p in (tmp_path / "whole").iterdir()
+    )
+    # Only what was missing is trained: 6 epochs of 7 batches, less what was kept.
+    assert done == (6 - reached) * 7
+
+
+def test_an_interrupted_replacement_is_no_finished_run(make, clear, tmp_path, caplog) -> None:
+    out = tmp_path / "run"
+    fit(make(kl=1.0, epochs=1), clear, out=out, progress=silent)
+    earlier = (out / "model" / FILES[0]).read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        fit(make(**OPTIONS), clear, out=out, overwrite=True, progress=stop_after(20))
+    # The earlier model is still there, and says what it is.
+    assert (out / "model" / FILES[0]).read_bytes() == earlier
+    load(out)
+    assert "is the model of an earlier run" in caplog.text
+    caplog.clear()
+    fit(make(**OPTIONS), clear, out=out, resume=True, progress=silent)
+    assert "holds no state to continue from; the run starts anew" in caplog.text
+    caplog.clear()
+    load(out)
+    assert not caplog.text
+    with pytest.raises(StoreError, match="finished run"):
+        fit(make(**OPTIONS), clear, out=out, resume=True, progress=silent)
+
+
+def test_the_callers_random_numbers_are_left_alone(make, clear) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    fit(make(dropout=0.1, kl=1.0, epochs=1), clear, progress=silent)
+    assert torch.equal(torch.rand(3), expected)
+
+
 def test_a_joint_run_of_a_point_method_resumes_too(make, clear, tmp_path) -> None:
     options = {"schedule": "joint", "kl": 0.0, "epochs": 3}
     fit(make("mle", **options), clear, out=tmp_path / "whole", progress=silent)

@@ -137,7 +137,7 @@ def _read(
 
 def _check_free(out: Path) -> None:
     """Refuse early what training would refuse after the model is loaded."""
-    if any((out / name).exists() for name in ("model", "checkpoint")):
+    if any((out / name).exists() for name in ("model", "checkpoint", "race")):
         raise StoreError(
             f"{out} already holds a run; give another folder, --resume to continue it or "
             "--overwrite to replace it."
@@ -179,9 +179,9 @@ def _fit(
 
 
 def _how_to_go_on(out: Path) -> str:
-    if (out / "checkpoint" / "state.json").is_file():
+    if (out / "checkpoint").is_dir() or (out / "race").is_dir():
         return (
-            f"interrupted; {out / 'checkpoint'} holds the last complete epoch: run the same "
+            f"interrupted; {out} holds the state after the last complete epoch: run the same "
             "command with --resume (and without --overwrite) to continue from it."
         )
     return (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import platform
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ from bayestune.version import __version__
 
 FORMAT = 1
 MANIFEST = "bayestune.json"
+#: Stands in a run's folder until its model is complete.
+UNFINISHED = "unfinished"
+
+logger = logging.getLogger(__name__)
 
 
 def manifest_of(model: BayesModel, checksums: dict[str, str]) -> dict[str, Any]:
@@ -86,13 +91,19 @@ def model_folder(path: str | Path) -> Path:
     path = Path(path)
     for folder in (path, path / "model"):
         if (folder / MANIFEST).is_file():
+            if folder != path and (path / UNFINISHED).exists():
+                logger.warning(
+                    "%s is the model of an earlier run: the one that is to replace it did not "
+                    "finish; continue it with bayestune train --resume",
+                    folder,
+                )
             return folder
     if not path.exists():
         raise StoreError(f"{path} does not exist; expected a run or a model saved by bayestune.")
     if (path / "adapter_config.json").is_file():
         raise StoreError(f"{path} is a PEFT adapter without {MANIFEST}: it has no posterior.")
     hint = ""
-    if (path / "checkpoint").is_dir():
+    if (path / UNFINISHED).exists():
         hint = " Its training did not finish: continue it with bayestune train --resume."
     raise StoreError(f"{path} is not a run: it has no {MANIFEST} and no model/{MANIFEST}.{hint}")
 

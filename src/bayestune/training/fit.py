@@ -11,6 +11,7 @@ from bayestune.config import Recipe, from_mapping, merge, nest_sections, to_mapp
 from bayestune.data import Task
 from bayestune.errors import ConfigError, DataError
 from bayestune.finalize import has_choices
+from bayestune.head import GaussianHead
 from bayestune.model import BayesModel
 from bayestune.progress import Progress, shown
 from bayestune.training.run import Journal, Run
@@ -66,22 +67,23 @@ def fit(
         raise DataError(
             f"{train.title}: all training rows are of one class; a classifier needs two or more."
         )
-    if val is None and _needs_held_out(recipe):
+    if val is None and _needs_held_out(model):
         if recipe.train.hold_out == 0:
             raise ConfigError(
                 "the recipe leaves choices (train.kl, train.patience, finalize.*) to held-out rows "
                 "but train.hold_out is 0: give a validation set, hold rows out or fix them."
             )
         train, val = train.split(recipe.train.hold_out, recipe.seed)
+    model.adopt(train)
     session = Session(model, train, val, Journal(folder), progress)
     return session.run(resume=resume, overwrite=overwrite, started=started)
 
 
-def _needs_held_out(recipe: Recipe) -> bool:
-    finalize = recipe.finalize
+def _needs_held_out(model: BayesModel) -> bool:
+    recipe, finalize = model.recipe, model.recipe.finalize
     if recipe.train.patience > 0 or finalize.temperature == "auto":
         return True
-    gaussian = recipe.head.kind == "gaussian"
+    gaussian = isinstance(model.head, GaussianHead)  # a refreshed point head has become one
     refreshed = gaussian or finalize.refresh in ("block", "diagonal")
     return (gaussian and recipe.train.kl == "auto") or (refreshed and has_choices(finalize))
 

@@ -16,7 +16,12 @@ import yaml
 from bayestune.config import Recipe, to_mapping
 from bayestune.errors import StoreError
 from bayestune.files import write_json, write_text
+from bayestune.store import UNFINISHED
 from bayestune.version import __version__
+
+#: Where the state of an unfinished training lies, and those of candidates for its KL weight.
+CHECKPOINT = "checkpoint"
+RACE = "race"
 
 
 @dataclass(frozen=True)
@@ -49,9 +54,9 @@ class Journal:
         self.out = out
 
     @property
-    def checkpoint(self) -> Path | None:
-        """Where the state of an unfinished training lies."""
-        return None if self.out is None else self.out / "checkpoint"
+    def is_open(self) -> bool:
+        """Whether a run was begun here and not finished."""
+        return self.out is not None and (self.out / UNFINISHED).exists()
 
     def open(
         self, recipe: Recipe, facts: Mapping[str, Any], *, resumed: bool, overwrite: bool
@@ -63,23 +68,31 @@ class Journal:
         """
         if self.out is None:
             return
-        lies = any((self.out / name).exists() for name in ("model", "checkpoint"))
+        lies = any((self.out / name).exists() for name in ("model", CHECKPOINT, RACE))
         if lies and not resumed and not overwrite:
             raise StoreError(
                 f"{self.out} already holds a run; give another folder, --resume to continue it or "
                 "--overwrite to replace it."
             )
+        write_text(self.out / UNFINISHED, "This run was not finished.\n")
         write_text(self.out / "recipe.yaml", yaml.safe_dump(to_mapping(recipe), sort_keys=False))
         write_json(self.out / "env.json", {**environment(), **facts})
         if not resumed:
             # An earlier model stays until the new one is complete; a state to resume from does not.
-            self.close()
+            self.drop(CHECKPOINT, RACE)
             write_text(self.out / "metrics.jsonl", "")
 
     def close(self) -> None:
-        """Remove the checkpoint: there is nothing left to continue."""
-        if self.checkpoint is not None:
-            shutil.rmtree(self.checkpoint, ignore_errors=True)
+        """Remove the states: there is nothing left to continue."""
+        self.drop(CHECKPOINT, RACE)
+        if self.out is not None:
+            (self.out / UNFINISHED).unlink(missing_ok=True)
+
+    def drop(self, *names: str) -> None:
+        """Remove states that are of no use any more."""
+        if self.out is not None:
+            for name in names:
+                shutil.rmtree(self.out / name, ignore_errors=True)
 
     def line(self, row: Mapping[str, Any]) -> None:
         """Append one row of numbers to ``metrics.jsonl``."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ from bayestune.training.checkpoint import (
 from bayestune.training.choose import candidates, delivered_losses, largest, race_epochs
 from bayestune.training.loop import Loop
 from bayestune.training.rows import Rows, prepare
-from bayestune.training.run import Journal, Run
+from bayestune.training.run import CHECKPOINT, RACE, Journal, Run
 
 logger = logging.getLogger(__name__)
 
@@ -80,10 +81,15 @@ class Session:
 
     def run(self, *, resume: bool, overwrite: bool, started: float) -> Run:
         """Do all steps in order; see `fit`."""
-        out, checkpoint = self.journal.out, self.journal.checkpoint
-        found = self._interrupted(checkpoint) if resume and checkpoint is not None else None
-        self.journal.open(self.recipe, self.facts, resumed=found is not None, overwrite=overwrite)
-        self.optimise(checkpoint, found)
+        out = self.journal.out
+        found = self._interrupted() if resume else {}
+        if resume and not found:
+            logger.warning("%s holds no state to continue from; the run starts anew", out)
+        self.journal.open(
+            self.recipe, self.facts, resumed=bool(found), overwrite=overwrite or resume
+        )
+        with _own_rng(self.model.backbone.device):
+            self.optimise(found)
         if self.best_tensors and self.recipe.train.keep == "best":
             restore(self.model.backbone, self.model.head, self.best_tensors)
         chosen = {
@@ -100,26 +106,27 @@ class Session:
             self.model.cache = None
         return Run(out, self.recipe, self.history, chosen, time.monotonic() - started)
 
-    def optimise(self, checkpoint: Path | None = None, found: Found | None = None) -> None:
+    def optimise(self, found: Mapping[str, Found] = MappingProxyType({})) -> None:
         """Fill the cache, choose the KL weight and train to the last epoch.
 
         Args:
-            checkpoint: where the state goes after every epoch; None keeps none.
-            found: the state to continue from.
+            found: states to continue from: of the training, or of candidates for the KL weight.
         """
         self._fill_cache()
-        if found is not None:
-            loop = self._continue(*found)
+        if CHECKPOINT in found:
+            loop = self._continue(*found[CHECKPOINT])
+            self.journal.truncate(self.history)
         else:
             torch.manual_seed(self.recipe.seed)
             # E‖φ‖² as training starts sets the units of prior, posterior and rates.
             some = range(0, len(self.rows), max(1, len(self.rows) // 512))
             energy = self.reader.features(self.rows.encoded.select(some))
             self.model.head.set_feature_energy(energy)  # pyright: ignore[reportCallIssue]
-            loop = self._race({kappa: self._new_loop(kappa) for kappa in candidates(self.model)})
-            if checkpoint is not None and loop.epoch > 0:
-                self._save_checkpoint(loop, checkpoint)
-        self._train(loop, checkpoint)
+            loop = self._race(candidates(self.model), found)
+            if loop.epoch > 0:
+                self._save_checkpoint(loop, CHECKPOINT)
+                self.journal.drop(RACE)
+        self._train(loop)
 
     def finalize(self) -> dict[str, Any]:
         """Finish the posterior and fit the density on cached features; return what was chosen."""
@@ -174,24 +181,33 @@ class Session:
                 label = f"frozen layers, {name}"
                 self.reader.fill(rows.encoded, progress=self.progress, label=label)
 
-    def _race(self, loops: dict[float, Loop]) -> Loop:
+    def _race(self, kappas: tuple[float, ...], found: Mapping[str, Found]) -> Loop:
         """Train the candidates to half of their epochs and return the one to go on with.
 
         A single candidate needs no race. The model is left as the chosen one has it.
         """
-        if len(loops) == 1:
-            self.kappa, loop = next(iter(loops.items()))
-            return loop
+        self.kappa = kappas[0]
+        if len(kappas) == 1 or self.val is None:
+            return self._new_loop(self.kappa)
         epochs = race_epochs(self.recipe.train.epochs)
         start = self._position()
+        loops: dict[float, Loop] = {}
         reached: dict[float, Any] = {}
         losses: dict[float, Tensor] = {}
-        with self.progress("choosing the KL weight", len(loops) * epochs * len(self.rows)) as bar:
-            for kappa, loop in loops.items():
+        with self.progress("choosing the KL weight", len(kappas) * epochs * len(self.rows)) as bar:
+            for kappa in kappas:
+                name = _candidate(kappa)
                 self._go_to(*start)
+                if name in found:
+                    loop = self._continue(*found[name])
+                    self._validate(self.val)
+                    bar(loop.epoch * len(self.rows))
+                else:
+                    loop = self._new_loop(kappa)
                 while loop.epoch < epochs and not self._out_of_patience(loop.epoch):
                     self.history.append(self._run_epoch(loop, bar))
-                losses[kappa], reached[kappa] = self.losses, self._position()
+                    self._save_checkpoint(loop, name)
+                loops[kappa], losses[kappa], reached[kappa] = loop, self.losses, self._position()
         self.kappa = largest(losses)
         self.kappas = {str(kappa): float(loss.mean()) for kappa, loss in losses.items()}
         self._go_to(*reached[self.kappa])
@@ -220,7 +236,7 @@ class Session:
         row = {"epoch": loop.epoch + 1, **loop.run_epoch(advance)}
         return row | self._evaluate_epoch(loop.epoch)
 
-    def _train(self, loop: Loop, checkpoint: Path | None) -> None:
+    def _train(self, loop: Loop) -> None:
         config = self.recipe.train
         total = config.epochs * len(self.rows)
         with self.progress("training", total) as advance:
@@ -228,8 +244,7 @@ class Session:
             while loop.epoch < config.epochs and not self._out_of_patience(loop.epoch):
                 self.history.append(self._run_epoch(loop, advance))
                 self.journal.line(self.history[-1])
-                if checkpoint is not None:
-                    self._save_checkpoint(loop, checkpoint)
+                self._save_checkpoint(loop, CHECKPOINT)
 
     def _out_of_patience(self, epoch: int) -> bool:
         patience = self.recipe.train.patience
@@ -267,7 +282,9 @@ class Session:
         )
         return {"val_nll": float(self.losses.mean()), "val_accuracy": accuracy}
 
-    def _save_checkpoint(self, loop: Loop, folder: Path) -> None:
+    def _save_checkpoint(self, loop: Loop, name: str) -> None:
+        if self.journal.out is None:
+            return
         tensors = {
             f"now.{k}": v for k, v in trainable(self.model.backbone, self.model.head).items()
         }
@@ -281,32 +298,35 @@ class Session:
             "recipe": to_mapping(self.recipe),
             "facts": self.facts,
         }
-        for name in ("adapter", "posterior"):
-            parts, state[name] = flatten(name, getattr(loop, name).state_dict())
-            tensors |= parts
-        save_checkpoint(folder, tensors, state)
+        for part in ("adapter", "posterior"):
+            flat, state[part] = flatten(part, getattr(loop, part).state_dict())
+            tensors |= flat
+        save_checkpoint(self.journal.out / name, tensors, state)
 
-    def _interrupted(self, folder: Path) -> Found | None:
-        """Return the checkpoint of this run, or None where none was reached yet.
+    def _interrupted(self) -> dict[str, Found]:
+        """Return the states that this run has reached, by name; none before the first epoch.
 
         Raises:
             StoreError: if the run is finished, damaged, or one of other data or another recipe.
         """
-        recover(folder)
-        if not folder.is_dir():
-            if (folder.parent / "model").is_dir():
+        out = self.journal.out
+        if out is None:
+            return {}
+        found: dict[str, Found] = {}
+        for name in (CHECKPOINT, *map(_candidate, candidates(self.model))):
+            recover(out / name)
+            if (out / name).is_dir():
+                found[name] = load_checkpoint(out / name)
+        if not found and (out / "model").is_dir() and not self.journal.is_open:
+            raise StoreError(f"{out} holds a finished run; there is nothing to resume.")
+        for name, (_, state) in found.items():
+            if state["recipe"] != to_mapping(self.recipe) or state["facts"] != self.facts:
+                what = "recipe" if state["facts"] == self.facts else "data"
                 raise StoreError(
-                    f"{folder.parent} holds a finished run; there is nothing to resume."
+                    f"{out / name} belongs to a run with another {what}; resume with the same "
+                    "command, or start anew with --overwrite."
                 )
-            return None
-        tensors, state = load_checkpoint(folder)
-        if state["recipe"] != to_mapping(self.recipe) or state["facts"] != self.facts:
-            what = "recipe" if state["facts"] == self.facts else "data"
-            raise StoreError(
-                f"{folder} belongs to a run with another {what}; resume with the same command, or "
-                "start anew with --overwrite."
-            )
-        return tensors, state
+        return found
 
     def _continue(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> Loop:
         # The step sizes follow from the head's feature energy, so its state comes first.
@@ -315,12 +335,22 @@ class Session:
         loop = self._new_loop(self.kappa)
         self.best, self.best_tensors = state["best"], _under("best.", tensors)
         self.history = state["history"]
-        self.journal.truncate(self.history)
         for name in ("adapter", "posterior"):
             getattr(loop, name).load_state_dict(unflatten(name, tensors, state[name]))
         loop.step, loop.epoch = state["step"], state["epoch"]
         set_rng_state(self.model.backbone.device, tensors)
         return loop
+
+
+def _candidate(kappa: float) -> str:
+    return f"{RACE}/{kappa:g}"
+
+
+@contextmanager
+def _own_rng(device: torch.device) -> Iterator[None]:
+    """Leave the caller's global random numbers as they were."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
