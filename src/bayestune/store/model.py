@@ -3,6 +3,7 @@
 adapter_config.json, adapter_model.safetensors    what stock PEFT loads: the mean classifier
 posterior.safetensors                              everything else that defines the posterior
 bayestune.json                                     format, method, task, prompt, checksums
+README.md                                          how it is loaded, here and by stock PEFT
 tokenizer files                                    so that the folder stands alone
 """
 
@@ -25,6 +26,7 @@ from bayestune.files import checksum, new_folder, verify, write_json
 from bayestune.head import GaussianHead, LinearHead
 from bayestune.metrics import Density
 from bayestune.model import BayesModel, assemble
+from bayestune.store.card import card
 from bayestune.store.manifest import MANIFEST, manifest_of, model_folder, read_manifest
 
 ADAPTER = "adapter_model.safetensors"
@@ -59,6 +61,7 @@ def save(model: BayesModel, path: str | Path) -> Path:
         save_file(_without_posterior(load_file(folder / ADAPTER)), folder / ADAPTER, _METADATA)
         _save_tokenizer(model.tokenizer, folder)
         save_file(_posterior_tensors(model), folder / POSTERIOR, _METADATA)
+        (folder / "README.md").write_text(card(model), encoding="utf-8")
         for file in folder.iterdir():
             file.chmod(0o644)
         checksums = {name: checksum(folder / name) for name in _CHECKED}
