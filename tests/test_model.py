@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 import torch
+import transformers
 from tiny_bases import move
 from toy_tasks import choice_rows, foreign_texts
 
-from bayestune.backbone import Reader
+from bayestune.backbone import Backbone, Reader
 from bayestune.data import Task
 from bayestune.errors import DataError
 from bayestune.head import GaussianHead, LinearHead
 from bayestune.model import BayesModel
+from bayestune.progress import silent
+from bayestune.store import load
+from bayestune.training import fit
 
 TEXTS = ["find my parcel", "how can you refund this charge again please", "login", "why was that"]
 FIELDS = ("probs", "entropy", "aleatoric", "epistemic", "ood_score")
@@ -153,11 +160,57 @@ def test_what_is_not_a_text_is_refused_by_its_number(trained, texts, message) ->
 
 
 def test_a_task_of_another_kind_or_size_is_refused(make, trained, choice) -> None:
-    with pytest.raises(DataError, match="The model reads classification tasks; this is choice"):
+    with pytest.raises(DataError, match="The model reads classification tasks; The data is choice"):
         trained.predict(choice)
     small = make(labels=Task.from_rows(choice_rows(6, choices=(2, 3))))
     with pytest.raises(DataError, match="a row has 4 choices; the model was built for at most 3"):
         small.predict(choice)
+
+
+def test_the_training_task_says_how_rows_are_read(make, pairs, tmp_path) -> None:
+    # Built from the labels alone, a model learns columns and label values in fit and keeps them.
+    rows = [
+        {"a": e.text, "b": e.text2, "y": 10 + e.label, "y_name": pairs.labels.names[e.label]}
+        for e in pairs
+    ]
+    task = Task.from_rows(rows, text="a", text2="b", label="y")
+    model = make(labels=list(task.labels), kl=1.0, epochs=1)
+    fit(model, task, out=tmp_path / "run", progress=silent)
+    again = load(tmp_path / "run")
+    for one in (model, again):
+        assert one.task.schema() == task.schema()
+        torch.testing.assert_close(one.predict(rows).probs, one.predict(task).probs)
+        one.predict([("left", "right")])
+    first_alone = Task.from_rows(rows, text="a", label="y")
+    assert (again.predict(task).probs - again.predict(first_alone).probs).abs().max() > 1e-4
+
+
+def test_an_encoder_reads_no_further_than_its_positions(make, bert_base, tmp_path) -> None:
+    base = shutil.copytree(bert_base, tmp_path / "bert")
+    config = json.loads((base / "tokenizer_config.json").read_text())
+    del config["model_max_length"]  # as some tokenizers on the Hub have it
+    (base / "tokenizer_config.json").write_text(json.dumps(config))
+    model = make(base=str(base), layers="all")
+    assert model.tokenizer.model_max_length > 10**6 and model.backbone.positions == 64
+    assert model.predict(["parcel " * 300]).probs.shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("config", "network", "expected"),
+    [
+        (transformers.RobertaConfig, transformers.RobertaModel, 62),  # two before the first
+        (transformers.OPTConfig, transformers.OPTModel, 64),
+        (transformers.LlamaConfig, transformers.LlamaModel, None),
+    ],
+)
+def test_learned_positions_are_counted(config, network, expected) -> None:
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    small |= {"vocab_size": 50, "max_position_embeddings": 64, "intermediate_size": 32}
+    if config is transformers.OPTConfig:
+        small |= {"ffn_dim": 32, "word_embed_proj_dim": 32}
+    core = network(config(**small))
+    backbone = Backbone(core, core, pooling="last", first_layer=0, decoder=True)
+    assert backbone.positions == expected
 
 
 def test_texts_may_be_empty_or_longer_than_the_model_reads(trained) -> None:

@@ -36,12 +36,20 @@ def _writing(path: Path, *others: type[Exception]) -> Iterator[None]:
 def new_file(path: Path) -> Iterator[TextIO]:
     """Yield a stream whose content takes the place of ``path`` when the block ends without error.
 
+    A link stays one and its target is replaced. What is no file (a pipe, a terminal) cannot be
+    replaced by one; it is written to as it comes.
+
     Raises:
         StoreError: if the disk is full or the place cannot be written; ``path`` stays as it was.
     """
     with _writing(path):
         if path.is_dir():
             raise StoreError(f"{path} is a directory; name a file.")
+        if _is_stream(path):
+            with path.open("w", encoding="utf-8") as stream:
+                yield stream
+            return
+        path = path.resolve()
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         staging = Path(name)
         try:
@@ -53,6 +61,11 @@ def new_file(path: Path) -> Iterator[TextIO]:
             staging.replace(path)
         finally:
             staging.unlink(missing_ok=True)
+
+
+def _is_stream(path: Path) -> bool:
+    """Return whether a path is a pipe or a device, or stands for an open file (/dev/stdout)."""
+    return path.exists() and (not path.is_file() or path.parts[:2] in (("/", "dev"), ("/", "proc")))
 
 
 def write_text(path: Path, text: str) -> None:

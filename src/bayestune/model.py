@@ -95,7 +95,10 @@ class BayesModel:
         """
         if isinstance(texts, Task):
             if texts.kind != self.task.kind:
-                raise DataError(f"The model reads {self.task.kind} tasks; this is {texts.kind}.")
+                raise DataError(
+                    f"The model reads {self.task.kind} tasks; {texts.title} is {texts.kind}. Build "
+                    "it with labels=train, the task itself."
+                )
             most = max(texts.choice_counts or (0,))
             if most > len(self.labels):
                 raise DataError(
@@ -128,6 +131,15 @@ class BayesModel:
             raise DataError(f"{task.title}: the row with id {bad.id!r} has no label.")
         return found
 
+    def adopt(self, task: Task) -> None:
+        """Read columns and label values from now on as a training task does.
+
+        Raises:
+            DataError: if the task is of another kind or has other classes.
+        """
+        self.targets(self.read(task).select([]))
+        self.task = task.select([])
+
     def encode(self, task: Task) -> Encoded:
         """Return the token ids of a task's prompts, warning of those that are cut."""
         decoder = self.backbone.decoder
@@ -135,8 +147,8 @@ class BayesModel:
             render(example, self.recipe.prompt, decoder=decoder, tokenizer=self.tokenizer)
             for example in task
         ]
-        longest = getattr(self.tokenizer, "model_max_length", None) or self.recipe.prompt.max_length
-        length = min(self.recipe.prompt.max_length, longest)
+        limits = (getattr(self.tokenizer, "model_max_length", None), self.backbone.positions)
+        length = min(self.recipe.prompt.max_length, *(n for n in limits if n))
         encoded = encode(self.tokenizer, prompts, length, decoder)
         if encoded.truncated:
             logger.warning(
@@ -287,6 +299,7 @@ def assemble(
     """
     method = methods.get(recipe.method)
     source = source or resolve(recipe.model, recipe.revision)
+    recipe = replace(recipe, model=source.name)
     device = pick_device(recipe.device)
     precision = pick_dtype(dtype or recipe.dtype, device)
     tokenizer = load_tokenizer(source)

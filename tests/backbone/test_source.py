@@ -22,6 +22,9 @@ def test_a_folder_is_itself(llama_base, monkeypatch):
     found = resolve(str(llama_base))
     assert (found.name, found.path, found.revision) == (str(llama_base), str(llama_base), None)
     assert found.local and len(found.fingerprint) == 32
+    # The working directory may change until it is needed again.
+    monkeypatch.chdir(llama_base.parent)
+    assert resolve(llama_base.name) == found
     monkeypatch.setenv("HOME", str(llama_base.parent))
     assert resolve(f"~/{llama_base.name}").fingerprint == found.fingerprint
 

@@ -107,10 +107,19 @@ def test_choices_with_markers_of_their_own():
     assert Task.from_rows(rows, answer="answerKey").targets == [0, 1]
 
 
-def test_second_text_only_where_it_is_named():
-    rows = [{"text": "a", "text2": "b", "label": 0}, {"text": "c", "text2": "d", "label": 1}]
-    assert Task.from_rows(rows)[0].text2 is None
-    assert Task.from_rows(rows, text2="text2")[0].text2 == "b"
+def test_a_second_text_is_read_where_there_is_one():
+    rows = [
+        {"text": "a", "text2": "b", "body": "x", "label": 0},
+        {"text": "c", "text2": "d", "body": "y", "label": 1},
+    ]
+    assert Task.from_rows(rows)[0].text2 == "b"
+    assert Task.from_rows(rows, text2="body")[0].text2 == "x"
+    # Unless it is switched off or another text is named.
+    assert Task.from_rows(rows, text2=None)[0].text2 is None
+    assert Task.from_rows(rows, text="body")[0].text2 is None
+    single = Task.from_rows([{**row, "text2": None} for row in rows])
+    assert single.fields.text2 is None and single[0].text2 is None
+    assert Task.from_rows(rows, like=single)[0].text2 is None
 
 
 def test_naming_a_text_makes_questions_a_classification():

@@ -229,6 +229,32 @@ def test_text_is_written_as_a_whole(tmp_path, monkeypatch) -> None:
     assert file.read_text(encoding="utf-8") == "älter\n"
 
 
+def test_a_link_stays_and_its_target_is_replaced(tmp_path) -> None:
+    target, link = tmp_path / "a.txt", tmp_path / "link.txt"
+    target.write_text("old")
+    link.symlink_to(target)
+    write_text(link, "new")
+    assert link.is_symlink() and target.read_text() == "new"
+
+
+def test_what_is_no_file_is_written_to_and_not_replaced(tmp_path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_text(pipe, "through")
+        assert os.read(reader, 100) == b"through"
+        assert pipe.is_fifo()
+    finally:
+        os.close(reader)
+    # An open file by another name: replacing it would lose what its owner sees.
+    with (tmp_path / "out").open("w+") as stream:
+        write_text(Path(f"/proc/self/fd/{stream.fileno()}"), "seen")
+        assert stream.read() == "seen"
+    with pytest.raises(StoreError, match=r"/dev/full could not be written: No space left"):
+        write_text(Path("/dev/full"), "x")
+
+
 def test_json_keeps_every_bit_of_a_number(tmp_path) -> None:
     data = {"x": 0.1 + 0.2, "ü": [1, None, True], "tiny": 5e-324}
     write_json(tmp_path / "a.json", data)

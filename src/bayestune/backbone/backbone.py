@@ -13,6 +13,9 @@ from bayestune.backbone.pool import POOLING
 from bayestune.backbone.split import enter_states, resume_from
 from bayestune.errors import ModelError, NumericsError
 
+#: What transformers' models call a learned table of positions.
+_POSITIONS = ("position_embeddings", "embed_positions")
+
 
 class Backbone(nn.Module):
     """``φ(x) = pool(transformer(x))``: the bare pooled forward of an adapted transformer.
@@ -68,6 +71,18 @@ class Backbone(nn.Module):
         """The type of the frozen weights, and so of hidden states."""
         frozen = (p.dtype for p in self.transformer.parameters() if not p.requires_grad)
         return next((d for d in frozen if d.is_floating_point), torch.float32)
+
+    @property
+    def positions(self) -> int | None:
+        """How many tokens a learned table of positions serves; None without such a table."""
+        for name, module in self.transformer.named_modules():
+            if isinstance(module, nn.Embedding) and name.split(".")[-1] in _POSITIONS:
+                # RoBERTa counts from behind its padding token, OPT from an offset.
+                unused = getattr(module, "offset", 0)
+                if module.padding_idx is not None:
+                    unused = module.padding_idx + 1
+                return module.num_embeddings - unused
+        return None
 
     @property
     def splits(self) -> bool:

@@ -25,7 +25,7 @@ class Source:
     """One resolved backbone.
 
     Args:
-        name: what the user wrote.
+        name: what the user wrote; an absolute path where that is a file or folder.
         path: the Hub id or the folder of config, tokeniser and safetensors to load from.
         revision: the Hub's commit, or what was asked for where the Hub names none; None for
             folders.
@@ -57,11 +57,11 @@ def resolve(model: str, revision: str | None = None) -> Source:
     """
     if model.lower() == EMBEDDED:
         return _gguf(model, embedded_file())
-    path = Path(model).expanduser()
+    path = Path(model).expanduser().absolute()  # it outlives the working directory
     if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise ModelError(f"The GGUF file {model} does not exist.")
-        return _gguf(model, path)
+        return _gguf(str(path), path)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError(
@@ -73,7 +73,7 @@ def resolve(model: str, revision: str | None = None) -> Source:
                 f"The folder {model} has no *.safetensors; other weight files are not read. Load "
                 "it with transformers and save it with save_pretrained."
             )
-        return Source(model, str(path), None, folder_fingerprint(path))
+        return Source(str(path), str(path), None, folder_fingerprint(path))
     if path.exists() or not _HUB_ID.fullmatch(model):
         raise ModelError(
             f"No model at {model!r}; expected a Hub id such as org/name, a folder, a .gguf file "

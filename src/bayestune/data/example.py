@@ -18,7 +18,7 @@ LETTERS = string.ascii_uppercase
 
 @dataclass(frozen=True)
 class Fields:
-    """The columns that a task reads; ``text2`` only where it is named.
+    """The columns that a task reads; ``text2`` is None where there is no second text.
 
     ``label`` or ``answer`` is None where labels are to be ignored, ``passage`` where there is none.
     """

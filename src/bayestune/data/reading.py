@@ -39,9 +39,10 @@ class Reading(NamedTuple):
 class TaskOptions(TypedDict, total=False):
     """What every way of reading a task takes; all are optional.
 
-    Columns: ``text`` and ``text2`` (a second text is read only where it is named), ``label`` (None
-    ignores the labels), and for rows with choices ``question``, ``choices``, ``answer`` (an index,
-    a letter or the text of a choice; None ignores it) and ``passage``.
+    Columns: ``text`` and ``text2`` (a column of that name is read where the first row has it; None
+    ignores it, as does naming another ``text``), ``label`` (None ignores the labels), and for rows
+    with choices ``question``, ``choices``, ``answer`` (an index, a letter or the text of a choice;
+    None ignores it) and ``passage``.
 
     ``labels`` gives the classes: a `LabelSet`, a sequence of names or the path of a JSON list of
     names. Without it they come from ``like``, from the data set's own features, from a
@@ -90,6 +91,8 @@ def read_task(source: RowSource, options: TaskOptions) -> Reading:
     rows = iter(source.rows)
     number, row = next(rows)
     kind = like.kind if like is not None else read_kind(row, columns)
+    if like is None and kind == "classification" and options.keys().isdisjoint(("text", "text2")):
+        columns = replace(columns, text2="text2" if isinstance(row.get("text2"), str) else None)
     ignored = columns.label is None if kind == "classification" else columns.answer is None
     if strict and ignored:
         raise ConfigError("Labels cannot be both ignored and required: add require_labels=False.")
