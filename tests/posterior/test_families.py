@@ -6,10 +6,10 @@ import inspect
 
 import pytest
 import torch
-from torch import distributions
+from torch import Tensor, distributions
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bayestune.posterior import dense, diagonal
+from bayestune.posterior import dense, diagonal, kronecker, low_rank
 
 K, D = 3, 4
 
@@ -18,95 +18,141 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def spread(family, seed: int = 0) -> torch.Tensor:
+def independent(seed: int) -> kronecker.Spread:
     g = generator(seed)
-    if family is diagonal:
-        return torch.rand(K, D, generator=g, dtype=torch.float64) + 0.1
+    rows = torch.rand(K, generator=g, dtype=torch.float64) + 0.5
+    return kronecker.Spread(rows, torch.randn(D, D, generator=g).double() / 2 + torch.eye(D))
+
+
+def coupled(seed: int) -> kronecker.Spread:
+    rows, factor = independent(seed)
+    noise = torch.randn(K, K, generator=generator(seed + 9), dtype=torch.float64)
+    return kronecker.Spread(rows.diag() + noise / 3, factor)
+
+
+def low(seed: int) -> low_rank.Spread:
+    g = generator(seed)
+    scale = torch.rand(K, D, generator=g, dtype=torch.float64) + 0.1
+    return low_rank.Spread(scale, torch.randn(K, D, 2, generator=g, dtype=torch.float64) / 2)
+
+
+def narrow(seed: int) -> Tensor:
+    return torch.rand(K, D, generator=generator(seed), dtype=torch.float64) + 0.1
+
+
+def square(seed: int) -> Tensor:
     # Any square factor, not only a triangular one.
-    return torch.randn(K, D, D, generator=g, dtype=torch.float64) / 2 + torch.eye(D).double()
+    noise = torch.randn(K, D, D, generator=generator(seed), dtype=torch.float64)
+    return noise / 2 + torch.eye(D)
 
 
-def covariance(family, s: torch.Tensor) -> torch.Tensor:
-    return torch.diag_embed(s**2) if family is diagonal else s @ s.mT
+#: A family, a spread of it, and the joint covariance (KD, KD) which that spread states.
+CASES = {
+    "diagonal": (diagonal, narrow, lambda s: torch.block_diag(*torch.diag_embed(s**2))),
+    "low_rank": (
+        low_rank,
+        low,
+        lambda s: torch.block_diag(
+            *(torch.diag_embed(s.scale**2) + s.factor @ s.factor.mT).unbind()
+        ),
+    ),
+    "kronecker": (
+        kronecker,
+        independent,
+        lambda s: torch.kron(s.classes.square().diag(), s.factor @ s.factor.T),
+    ),
+    "kronecker, coupled classes": (
+        kronecker,
+        coupled,
+        lambda s: torch.kron(s.classes @ s.classes.T, s.factor @ s.factor.T),
+    ),
+    "dense": (dense, square, lambda s: torch.block_diag(*(s @ s.mT).unbind())),
+}
 
 
 def mean(seed: int = 1) -> torch.Tensor:
     return torch.randn(K, D, generator=generator(seed), dtype=torch.float64)
 
 
-families = pytest.mark.parametrize("family", [diagonal, dense], ids=["diagonal", "dense"])
+@pytest.fixture(params=list(CASES))
+def case(request):
+    """Return a family, a spread and the joint covariance of vec W."""
+    family, make, covariance = CASES[request.param]
+    spread = make(0)
+    return family, spread, covariance(spread)
+
+
+def grad(spread, on: bool = True):
+    """Return the tensors of a spread as leaves that want a gradient."""
+    tensors = (spread,) if isinstance(spread, Tensor) else tuple(spread)
+    return tuple(t.clone().requires_grad_(on) for t in tensors)
+
+
+def like(spread, tensors):
+    return tensors[0] if isinstance(spread, Tensor) else type(spread)(*tensors)
 
 
 def test_families_offer_the_same_functions_in_the_same_order():
-    names = [
-        [n for n, f in vars(m).items() if inspect.isfunction(f) and f.__module__ == m.__name__]
-        for m in (diagonal, dense)
-    ]
-    assert names[0] == ["logit_moments", "kl", "prior_variance", "sample"]
-    assert names[1][:4] == names[0]
+    for module in (diagonal, low_rank, kronecker, dense):
+        names = [
+            name
+            for name, f in vars(module).items()
+            if inspect.isfunction(f) and f.__module__ == module.__name__
+        ]
+        assert names[:4] == ["logit_moments", "kl", "prior_variance", "sample"], module.__name__
 
 
-@families
-def test_logit_moments_are_those_of_the_explicit_gaussian(family):
-    s, m = spread(family), mean()
+def test_logit_moments_are_those_of_the_explicit_gaussian(case):
+    family, s, C = case
+    m = mean()
     phi = torch.randn(7, D, generator=generator(2), dtype=torch.float64)
     mu, var = family.logit_moments(phi, m, s)
-    S = covariance(family, s)
     for b in range(7):
         for k in range(K):
+            row = torch.zeros(K, D, dtype=torch.float64)
+            row[k] = phi[b]
             torch.testing.assert_close(mu[b, k], m[k] @ phi[b])
-            torch.testing.assert_close(var[b, k], phi[b] @ S[k] @ phi[b])
+            torch.testing.assert_close(var[b, k], row.flatten() @ C @ row.flatten())
 
 
-@families
-def test_logit_moments_take_leading_dimensions(family):
-    s, m = spread(family), mean()
+def test_logit_moments_take_leading_dimensions(case):
+    family, s, _ = case
     phi = torch.randn(2, 5, D, generator=generator(2), dtype=torch.float64)
-    mu, var = family.logit_moments(phi, m, s)
-    flat_mu, flat_var = family.logit_moments(phi.reshape(10, D), m, s)
+    mu, var = family.logit_moments(phi, mean(), s)
+    flat_mu, flat_var = family.logit_moments(phi.reshape(10, D), mean(), s)
     torch.testing.assert_close(mu.reshape(10, K), flat_mu)
     torch.testing.assert_close(var.reshape(10, K), flat_var)
 
 
-@families
-def test_samples_have_the_moments_that_logit_moments_state(family):
-    s, m = spread(family), mean()
-    phi = torch.randn(3, D, generator=generator(2), dtype=torch.float64)
-    S = 40_000
+def test_samples_have_the_covariance_that_the_family_states(case):
+    family, s, C = case
+    m, S = mean(), 60_000
     W = family.sample(m, s, S, generator(3))
     assert W.shape == (S, K, D)
-    z = torch.einsum("skd,bd->sbk", W, phi)
-    mu, var = family.logit_moments(phi, m, s)
-    assert ((z.mean(0) - mu).abs() < 4 * (var / S).sqrt()).all()
-    assert ((z.var(0) / var - 1).abs() < 4 * (2 / S) ** 0.5).all()
+    error = (W - m).flatten(1)
+    assert (error.mean(0).abs() < 4 * (C.diagonal() / S).sqrt()).all()
+    # The variance of an empirical covariance is (C_ii C_jj + C_ij²) / S.
+    spread_of = (torch.outer(C.diagonal(), C.diagonal()) + C.square()).div(S).sqrt()
+    assert ((error.T @ error / S - C).abs() < 5 * spread_of).all()
     torch.testing.assert_close(
         family.sample(m, s, 5, generator(3)), family.sample(m, s, 5, generator(3))
     )
 
 
-@families
 @pytest.mark.parametrize("shape", [(), (K, 1), (K, D)])
-def test_kl_equals_torch_distributions(family, shape):
-    s, m, m0 = spread(family), mean(), mean(5)
+def test_kl_equals_torch_distributions(case, shape):
+    family, s, C = case
+    m, m0 = mean(), mean(5)
     variance = torch.rand(shape, generator=generator(4), dtype=torch.float64) + 0.3
-    q = distributions.MultivariateNormal(m, covariance(family, s))
-    p = distributions.Independent(distributions.Normal(m0, variance.sqrt().expand(K, D)), 1)
-    p = distributions.MultivariateNormal(m0, torch.diag_embed(p.variance))
-    expected = distributions.kl_divergence(q, p).sum()
+    q = distributions.MultivariateNormal(m.flatten(), C)
+    p = distributions.MultivariateNormal(m0.flatten(), variance.expand(K, D).flatten().diag())
+    expected = distributions.kl_divergence(q, p)
     torch.testing.assert_close(family.kl(m, s, m0, variance), expected)
 
 
-def test_diagonal_kl_equals_independent_normals():
-    s, m, m0 = spread(diagonal), mean(), mean(5)
-    q = distributions.Independent(distributions.Normal(m, s), 2)
-    p = distributions.Independent(distributions.Normal(m0, torch.full_like(m0, 0.7)), 2)
-    actual = diagonal.kl(m, s, m0, torch.tensor(0.49, dtype=torch.float64))
-    torch.testing.assert_close(actual, distributions.kl_divergence(q, p))
-
-
-@families
-def test_prior_variance_minimises_the_kl(family):
-    s, m, m0 = spread(family), mean(), mean(5)
+def test_prior_variance_minimises_the_kl(case):
+    family, s, _ = case
+    m, m0 = mean(), mean(5)
     best = family.prior_variance(m, s, m0).requires_grad_()
     kl = family.kl(m, s, m0, best)
     (slope,) = torch.autograd.grad(kl, best)
@@ -115,28 +161,85 @@ def test_prior_variance_minimises_the_kl(family):
         assert family.kl(m, s, m0, best.detach() * factor) > kl
 
 
-@families
-def test_gradients(family):
-    s, m = spread(family).requires_grad_(), mean().requires_grad_()
+def test_marginal_scale_is_the_diagonal_of_the_covariance(case):
+    family, s, C = case
+    if family is not diagonal:
+        torch.testing.assert_close(family.marginal_scale(s).flatten().square(), C.diagonal())
+
+
+def test_gradients(case):
+    family, s, _ = case
+    m = mean().requires_grad_()
     phi = torch.randn(2, D, generator=generator(2), dtype=torch.float64, requires_grad=True)
     variance = torch.tensor(0.6, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(family.logit_moments, (phi, m, s))
-    assert torch.autograd.gradcheck(lambda a, b, v: family.kl(a, b, mean(5), v), (m, s, variance))
-    assert torch.autograd.gradcheck(lambda a, b: family.prior_variance(a, b, mean(5)), (m, s))
+
+    def with_spread(f):
+        return lambda *inputs: f(*inputs[:-count], like(s, inputs[-count:]))
+
+    leaves = grad(s)
+    count = len(leaves)
+    moments = with_spread(lambda x, a, b: family.logit_moments(x, a, b))
+    divergence = with_spread(lambda a, v, b: family.kl(a, b, mean(5), v))
+    optimum = with_spread(lambda a, b: family.prior_variance(a, b, mean(5)))
+    assert torch.autograd.gradcheck(moments, (phi, m, *leaves))
+    assert torch.autograd.gradcheck(divergence, (m, variance, *leaves))
+    assert torch.autograd.gradcheck(optimum, (m, *leaves))
 
 
-def test_dense_with_a_diagonal_factor_is_diagonal():
-    s, m, m0 = spread(diagonal), mean(), mean(5)
+def test_every_family_with_a_diagonal_spread_is_diagonal():
+    s, m, m0 = narrow(0), mean(), mean(5)
     phi = torch.randn(4, D, generator=generator(2), dtype=torch.float64)
     variance = torch.tensor(0.6, dtype=torch.float64)
-    L = torch.diag_embed(s)
-    torch.testing.assert_close(dense.logit_moments(phi, m, L), diagonal.logit_moments(phi, m, s))
-    torch.testing.assert_close(dense.kl(m, L, m0, variance), diagonal.kl(m, s, m0, variance))
-    torch.testing.assert_close(dense.marginal_scale(L), s)
+    same = {
+        dense: torch.diag_embed(s),
+        low_rank: low_rank.Spread(s, s.new_zeros(K, D, 3)),
+    }
+    for family, spread in same.items():
+        torch.testing.assert_close(
+            family.logit_moments(phi, m, spread), diagonal.logit_moments(phi, m, s)
+        )
+        torch.testing.assert_close(
+            family.kl(m, spread, m0, variance), diagonal.kl(m, s, m0, variance)
+        )
+        torch.testing.assert_close(family.marginal_scale(spread), s)
+    rows, columns = s[:, 0], s[0] / s[0, 0]
+    product = torch.outer(rows, columns)
+    spread = kronecker.Spread(rows, columns.diag())
+    torch.testing.assert_close(
+        kronecker.logit_moments(phi, m, spread), diagonal.logit_moments(phi, m, product)
+    )
+    torch.testing.assert_close(
+        kronecker.kl(m, spread, m0, variance), diagonal.kl(m, product, m0, variance)
+    )
 
 
-def test_logit_moments_never_hold_a_tensor_over_batch_classes_and_features():
-    phi, s = torch.randn(64, 32), torch.rand(50, 32)
+def test_coupled_classes_have_the_logit_covariance_of_their_samples():
+    s, m = coupled(0), mean()
+    phi = torch.randn(3, D, generator=generator(2), dtype=torch.float64)
+    S = 60_000
+    z = kronecker.sample(m, s, S, generator(3)) @ phi.T - m @ phi.T  # (S, K, B)
+    empirical = torch.einsum("skb,sjb->bkj", z, z) / S
+    V = kronecker.logit_covariance(phi, s)
+    own = V.diagonal(dim1=1, dim2=2)
+    error = ((own[:, :, None] * own[:, None] + V.square()) / S).sqrt()
+    assert ((empirical - V).abs() < 5 * error).all()
+    torch.testing.assert_close(own, kronecker.logit_moments(phi, m, s)[1])
+    independent_rows = kronecker.Spread(s.classes.diagonal(), s.factor)
+    V = kronecker.logit_covariance(phi, independent_rows)
+    assert (V * torch.eye(K) == V).all()
+
+
+@pytest.mark.parametrize("family", [diagonal, low_rank, kronecker, dense])
+def test_logit_moments_never_hold_a_tensor_over_batch_classes_and_features(family):
+    B, many, wide = 64, 50, 32
+    phi, m, s = torch.randn(B, wide), torch.rand(many, wide), torch.rand(many, wide)
+    spreads = {
+        diagonal: s,
+        low_rank: low_rank.Spread(s, torch.rand(many, wide, 4)),
+        kronecker: kronecker.Spread(s[:, 0], torch.eye(wide)),
+        dense: torch.rand(many, wide, wide),
+    }
+    limits = {low_rank: B * many * 4}
     sizes = []
 
     class Record(TorchDispatchMode):
@@ -146,6 +249,6 @@ def test_logit_moments_never_hold_a_tensor_over_batch_classes_and_features():
             return out
 
     with Record():
-        diagonal.logit_moments(phi, s, s)
+        family.logit_moments(phi, m, spreads[family])
     assert sizes
-    assert max(sizes) <= 64 * 50
+    assert max(sizes) <= limits.get(family, B * many)

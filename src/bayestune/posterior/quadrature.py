@@ -18,6 +18,7 @@ are trapezoid sums of step ½, which converge exponentially for such smooth inte
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -54,19 +55,33 @@ def expected_softmax(mu: Tensor, var: Tensor, mask: Tensor | None = None) -> tup
     Raises:
         NumericsError: the probabilities do not sum to one within 1e-3.
     """
-    std = var.clamp_min(torch.finfo(var.dtype).tiny).sqrt()
-    present = mu if mask is None else mu.masked_fill(~mask, -torch.inf)
-    low = (present - _REACH * std).amax(-1) - 4
-    high = (present + _REACH * std).amax(-1) + _TAIL + math.log(mu.shape[1])
-    blocks = ((high - low) / (_STEP * _BLOCK)).ceil().long()
-    probs, entropy = torch.empty_like(mu), torch.empty_like(low)
-    for count in blocks.unique().tolist():
-        rows = (blocks == count).nonzero().squeeze(-1)
-        for part in rows.split(max(1, _ELEMENTS // (mu.shape[1] * _BLOCK * count))):
-            offset = mu[part] - low[part, None]
-            exists = None if mask is None else mask[part]
-            probs[part], entropy[part] = _race(offset, std[part], exists, count)
+    probs, entropy = torch.empty_like(mu), torch.empty_like(mu[:, 0])
+    for rows, _low, *curves in _grids(mu, var, mask):
+        probs[rows], entropy[rows] = _race(*curves)
     return probs, entropy
+
+
+def expected_logsumexp(mu: Tensor, var: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return E log Σ_k exp z_k for independent z_k ~ N(μ_k, v_k): the mean of the winner's time.
+
+        E LSE(z) = E max_k x_k − γ = low + ∫_low (1 − Π_k F_k(x)) dx − γ
+
+    Deterministic and differentiable, with slopes E softmax(z)_k in μ_k and ½ E p_k(1 − p_k) in v_k.
+
+    Args:
+        mu: logit means, ``(B, K)``.
+        var: logit variances, ``(B, K)``.
+        mask: which classes exist for a row, bool ``(B, K)``.
+
+    Returns:
+        Expectations, ``(B,)``.
+    """
+    result = torch.empty_like(mu[:, 0])
+    for rows, low, offset, std, exists, blocks in _grids(mu, var, mask):
+        log_F = _log_cdf(_curves(offset, std, blocks)[0], exists)  # (B, K, G)
+        lost = -log_F.sum(1).expm1()  # (B, G), 1 − ΠF, which is 1 at the lower end
+        result[rows] = low + _STEP * (lost.sum(-1) - 0.5) - _EULER_GAMMA
+    return result
 
 
 def expected_sigmoid(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,14 +119,9 @@ def expected_sigmoid(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
 
 def _race(offset: Tensor, std: Tensor, mask: Tensor | None, blocks: int) -> tuple[Tensor, Tensor]:
     """Integrate the race on the grid 0, ½, 1, … for means ``offset`` above its lower end."""
-    narrow = std < _NARROW
-    curves = offset.new_empty(3, *offset.shape, blocks * _BLOCK)  # (3, B, K, G)
-    curves[:, narrow] = _over_logits(offset[narrow], std[narrow], blocks)
-    curves[:, ~narrow] = _over_gumbels(offset[~narrow], std[~narrow], blocks)
-    F, f, f_gumbel = curves
-    log_F = F.clamp_min(torch.finfo(F.dtype).tiny).log()
+    F, f, f_gumbel = _curves(offset, std, blocks)
+    log_F = _log_cdf(F, mask)
     if mask is not None:
-        log_F = log_F.masked_fill(~mask.unsqueeze(-1), 0)
         f = f.masked_fill(~mask.unsqueeze(-1), 0)
         f_gumbel = f_gumbel.masked_fill(~mask.unsqueeze(-1), 0)
     others = (log_F.sum(1, keepdim=True) - log_F).exp()  # (B, K, G)
@@ -124,6 +134,36 @@ def _race(offset: Tensor, std: Tensor, mask: Tensor | None, blocks: int) -> tupl
         )
     entropy = _STEP * (f_gumbel * others).sum((1, 2)) / total - _EULER_GAMMA
     return probs / total.unsqueeze(-1), entropy
+
+
+def _grids(
+    mu: Tensor, var: Tensor, mask: Tensor | None
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, int]]:
+    """Yield rows of one grid length, its lower end, means above it, deviations, mask and blocks."""
+    std = var.clamp_min(torch.finfo(var.dtype).tiny).sqrt()
+    present = mu if mask is None else mu.masked_fill(~mask, -torch.inf)
+    low = ((present - _REACH * std).amax(-1) - 4).detach()
+    high = (present + _REACH * std).amax(-1) + _TAIL + math.log(mu.shape[1])
+    blocks = ((high - low) / (_STEP * _BLOCK)).ceil().long()
+    for count in blocks.unique().tolist():
+        rows = (blocks == count).nonzero().squeeze(-1)
+        for part in rows.split(max(1, _ELEMENTS // (mu.shape[1] * _BLOCK * count))):
+            exists = None if mask is None else mask[part]
+            yield part, low[part], mu[part] - low[part, None], std[part], exists, count
+
+
+def _curves(offset: Tensor, std: Tensor, blocks: int) -> Tensor:
+    """Return F, f and f^g of every class on the grid, ``(3, B, K, G)``."""
+    narrow = std < _NARROW
+    curves = offset.new_empty(3, *offset.shape, blocks * _BLOCK)
+    curves[:, narrow] = _over_logits(offset[narrow], std[narrow], blocks)
+    curves[:, ~narrow] = _over_gumbels(offset[~narrow], std[~narrow], blocks)
+    return curves
+
+
+def _log_cdf(F: Tensor, mask: Tensor | None) -> Tensor:
+    log_F = F.clamp_min(torch.finfo(F.dtype).tiny).log()
+    return log_F if mask is None else log_F.masked_fill(~mask.unsqueeze(-1), 0)
 
 
 def _over_logits(mu: Tensor, std: Tensor, blocks: int) -> Tensor:
@@ -150,7 +190,9 @@ def _over_gumbels(mu: Tensor, std: Tensor, blocks: int) -> Tensor:
     width = _BLOCK + reach + floor - 1
     node = torch.arange(width, dtype=mu.dtype, device=mu.device)
     g = _STEP * (reach + node[:_BLOCK] - node.unsqueeze(-1))  # (width, BLOCK)
-    gumbel = _STEP * (-g - (-g).exp()).exp()
+    gumbel = (-g - (-g).exp()).exp()
+    # To one, or what the sum is off by (2e-8) would add up wherever F has reached one.
+    gumbel = gumbel / gumbel.sum(0)
 
     y = _STEP * torch.arange(-reach, blocks * _BLOCK + floor - 1, dtype=mu.dtype, device=mu.device)
     d = (y - mu.unsqueeze(-1)) / std.unsqueeze(-1)  # (n, G + reach + floor − 1)
