@@ -102,6 +102,32 @@ def test_moments_are_those_of_sampled_weights(family):
     assert ((z.var(0) / var - 1).abs() < 4.5 * (2 / 40_000) ** 0.5).all()
 
 
+@pytest.mark.parametrize("name", ["tilted", "exact", "monte_carlo"])
+def test_another_bound_may_be_asked_for(name):
+    head = GaussianHead(in_features=4, num_classes=3, feature_energy=4.0, bound=name)
+    h, labels = torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
+    mask = torch.tensor([True, True, True]).expand(6, 3)
+    mu, var = head.moments(h)
+    torch.manual_seed(3)
+    found = head.bound(h, labels, mask)
+    assert torch.isfinite(torch.autograd.grad(found.sum(), head.log_scale)[0]).all()
+    if name == "monte_carlo":
+        torch.manual_seed(3)
+        noise = torch.randn(8, 6, 3)
+        expected = bounds.monte_carlo(mu, var, labels, noise, mask)
+    else:
+        expected = getattr(bounds, name)(mu, var, labels, mask)
+    torch.testing.assert_close(found, expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.manual_seed(3)
+        torch.testing.assert_close(head.bound(h, labels, mask), found)
+
+
+def test_an_unknown_bound_is_refused():
+    with pytest.raises(ConfigError, match="Unknown bound 'jenson'. Did you mean 'jensen'"):
+        GaussianHead(in_features=4, num_classes=3, bound="jenson")
+
+
 def test_bound_is_jensen_with_mask_and_weights():
     head, h = trained(), features()
     labels = torch.arange(B) % 2

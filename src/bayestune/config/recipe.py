@@ -39,6 +39,7 @@ class HeadConfig:
     prior: Literal["auto", "zero", "pretrained"] = "auto"  # auto: pretrained for answer letters
     prior_scale: float = 1.0  # prior logit variance is 2 · prior_scale · max(1, ln K)
     init_scale: float = 0.5  # initial standard deviation of a logit, in logits
+    bound: Literal["jensen", "tilted", "exact", "monte_carlo"] = "jensen"  # of the likelihood term
     learn_prior: bool = False  # empirical Bayes: the prior variance follows the posterior
     pooling: Literal["auto", "last", "mean", "cls"] = "auto"  # auto: last decoders, mean encoders
 
