@@ -124,7 +124,7 @@ def test_another_bound_may_be_asked_for(name):
 
 
 def test_an_unknown_bound_is_refused():
-    with pytest.raises(ConfigError, match="Unknown bound 'jenson'. Did you mean 'jensen'"):
+    with pytest.raises(ConfigError, match=r"Unknown bound 'jenson'\. Did you mean 'jensen'"):
         GaussianHead(in_features=4, num_classes=3, bound="jenson")
 
 

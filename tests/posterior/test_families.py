@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, distributions
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bayestune.posterior import dense, diagonal, kronecker, low_rank
+from bayestune.posterior import dense, diagonal, eigen, kronecker, low_rank
 
 K, D = 3, 4
 
@@ -34,6 +34,24 @@ def low(seed: int) -> low_rank.Spread:
     g = generator(seed)
     scale = torch.rand(K, D, generator=g, dtype=torch.float64) + 0.1
     return low_rank.Spread(scale, torch.randn(K, D, 2, generator=g, dtype=torch.float64) / 2)
+
+
+def orthogonal(n: int, seed: int) -> Tensor:
+    return torch.linalg.qr(torch.randn(n, n, generator=generator(seed), dtype=torch.float64))[0]
+
+
+def in_a_basis(seed: int) -> eigen.Spread:
+    return eigen.Spread(narrow(seed), orthogonal(D, seed))
+
+
+def in_two_bases(seed: int) -> eigen.Spread:
+    return eigen.Spread(narrow(seed), orthogonal(D, seed), orthogonal(K, seed + 1))
+
+
+def rotated(s: eigen.Spread) -> Tensor:
+    C = torch.eye(K, dtype=torch.float64) if s.classes is None else s.classes
+    basis = torch.kron(C, s.features.contiguous())
+    return basis @ s.scale.square().flatten().diag() @ basis.T
 
 
 def narrow(seed: int) -> Tensor:
@@ -66,6 +84,8 @@ CASES = {
         coupled,
         lambda s: torch.kron(s.classes @ s.classes.T, s.factor @ s.factor.T),
     ),
+    "eigen": (eigen, in_a_basis, rotated),
+    "eigen, of classes too": (eigen, in_two_bases, rotated),
     "dense": (dense, square, lambda s: torch.block_diag(*(s @ s.mT).unbind())),
 }
 
@@ -84,7 +104,7 @@ def case(request):
 
 def grad(spread, on: bool = True):
     """Return the tensors of a spread as leaves that want a gradient."""
-    tensors = (spread,) if isinstance(spread, Tensor) else tuple(spread)
+    tensors = (spread,) if isinstance(spread, Tensor) else [t for t in spread if t is not None]
     return tuple(t.clone().requires_grad_(on) for t in tensors)
 
 
@@ -93,7 +113,7 @@ def like(spread, tensors):
 
 
 def test_families_offer_the_same_functions_in_the_same_order():
-    for module in (diagonal, low_rank, kronecker, dense):
+    for module in (diagonal, low_rank, kronecker, eigen, dense):
         names = [
             name
             for name, f in vars(module).items()
@@ -193,6 +213,7 @@ def test_every_family_with_a_diagonal_spread_is_diagonal():
     same = {
         dense: torch.diag_embed(s),
         low_rank: low_rank.Spread(s, s.new_zeros(K, D, 3)),
+        eigen: eigen.Spread(s, torch.eye(D, dtype=torch.float64)),
     }
     for family, spread in same.items():
         torch.testing.assert_close(
@@ -213,23 +234,25 @@ def test_every_family_with_a_diagonal_spread_is_diagonal():
     )
 
 
-def test_coupled_classes_have_the_logit_covariance_of_their_samples():
-    s, m = coupled(0), mean()
+@pytest.mark.parametrize(("family", "make"), [(kronecker, coupled), (eigen, in_two_bases)])
+def test_coupled_classes_have_the_logit_covariance_of_their_samples(family, make):
+    s, m = make(0), mean()
     phi = torch.randn(3, D, generator=generator(2), dtype=torch.float64)
     S = 60_000
-    z = kronecker.sample(m, s, S, generator(3)) @ phi.T - m @ phi.T  # (S, K, B)
+    z = family.sample(m, s, S, generator(3)) @ phi.T - m @ phi.T  # (S, K, B)
     empirical = torch.einsum("skb,sjb->bkj", z, z) / S
-    V = kronecker.logit_covariance(phi, s)
+    V = family.logit_covariance(phi, s)
     own = V.diagonal(dim1=1, dim2=2)
     error = ((own[:, :, None] * own[:, None] + V.square()) / S).sqrt()
     assert ((empirical - V).abs() < 5 * error).all()
-    torch.testing.assert_close(own, kronecker.logit_moments(phi, m, s)[1])
-    independent_rows = kronecker.Spread(s.classes.diagonal(), s.factor)
-    V = kronecker.logit_covariance(phi, independent_rows)
+    torch.testing.assert_close(own, family.logit_moments(phi, m, s)[1])
+    apart = {kronecker: independent, eigen: in_a_basis}[family](0)
+    V = family.logit_covariance(phi, apart)
     assert (V * torch.eye(K) == V).all()
+    torch.testing.assert_close(V.diagonal(dim1=1, dim2=2), family.logit_moments(phi, m, apart)[1])
 
 
-@pytest.mark.parametrize("family", [diagonal, low_rank, kronecker, dense])
+@pytest.mark.parametrize("family", [diagonal, low_rank, kronecker, eigen, dense])
 def test_logit_moments_never_hold_a_tensor_over_batch_classes_and_features(family):
     B, many, wide = 64, 50, 32
     phi, m, s = torch.randn(B, wide), torch.rand(many, wide), torch.rand(many, wide)
@@ -237,6 +260,7 @@ def test_logit_moments_never_hold_a_tensor_over_batch_classes_and_features(famil
         diagonal: s,
         low_rank: low_rank.Spread(s, torch.rand(many, wide, 4)),
         kronecker: kronecker.Spread(s[:, 0], torch.eye(wide)),
+        eigen: eigen.Spread(s, torch.eye(wide), torch.eye(many)),
         dense: torch.rand(many, wide, wide),
     }
     limits = {low_rank: B * many * 4}
