@@ -37,7 +37,9 @@ def low(seed: int) -> low_rank.Spread:
 
 
 def orthogonal(n: int, seed: int) -> Tensor:
-    return torch.linalg.qr(torch.randn(n, n, generator=generator(seed), dtype=torch.float64))[0]
+    return torch.linalg.qr(torch.randn(n, n, generator=generator(seed), dtype=torch.float64))[
+        0
+    ].contiguous()
 
 
 def in_a_basis(seed: int) -> eigen.Spread:
