@@ -61,6 +61,7 @@ OTHER: dict[str, Any] = {
     "adapter.layers": "top:3",
     "head.prior_scale": 0.25,
     "head.init_scale": 0.1,
+    "head.columns": 2,
     "head.learn_prior": True,
     "train.epochs": 7,
     "train.batch_size": 5,

@@ -118,7 +118,7 @@ def test_a_folded_head_predicts_what_the_temperature_did(
     held = rows(50, 1)
     head = gaussian()
     if family == "dense":
-        head.set_dense(torch.diag_embed(head.log_scale.exp()) + 0.05)
+        head.set_spread("dense", factor=torch.diag_embed(head.log_scale.exp()) + 0.05)
     if family == "point":
         mean = head.weight.detach()
         head = LinearHead(in_features=mean.shape[1], num_classes=mean.shape[0], rows=mean)

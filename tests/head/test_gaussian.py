@@ -8,6 +8,7 @@ from torch import distributions
 
 from bayestune.errors import ConfigError, ModelError, NumericsError, StoreError
 from bayestune.head import GaussianHead
+from bayestune.head.families import FAMILIES
 from bayestune.posterior import Predictive, bounds, laplace
 
 K, D, B = 3, 5, 8
@@ -22,15 +23,31 @@ def trained(family: str = "diagonal", **options) -> GaussianHead:
     """A head with arbitrary means and spreads, in float64."""
     g = torch.Generator().manual_seed(1)
     head = GaussianHead(in_features=D, num_classes=K, feature_energy=7.0, **options).double()
+    shapes = FAMILIES[family].shapes(K, D, 2)
+    tensors = {n: torch.randn(s, generator=g, dtype=torch.float64) / 2 for n, s in shapes.items()}
+    if "basis" in tensors:
+        tensors["basis"] = torch.linalg.qr(tensors["basis"])[0]
     with torch.no_grad():
         head.weight.copy_(torch.randn(K, D, generator=g, dtype=torch.float64))
-        head.log_scale.copy_(torch.randn(K, D, generator=g, dtype=torch.float64) - 1)
-        if family == "dense":
-            head.set_dense(torch.randn(K, D, D, generator=g, dtype=torch.float64) / 2)
+    head.set_spread(family, **tensors)
     return head
 
 
-families = pytest.mark.parametrize("family", ["diagonal", "dense"])
+def covariance(head: GaussianHead) -> torch.Tensor:
+    """The covariance of every class (K, D, D), by the definition of its family."""
+    spread = head.spread
+    if head.family == "diagonal":
+        return torch.diag_embed(spread**2)
+    if head.family == "low_rank":
+        return torch.diag_embed(spread.scale**2) + spread.factor @ spread.factor.mT
+    if head.family == "kronecker":
+        return spread.classes.square()[:, None, None] * (spread.factor @ spread.factor.T)
+    if head.family == "eigen":
+        return spread.features @ torch.diag_embed(spread.scale**2) @ spread.features.T
+    return spread @ spread.mT
+
+
+families = pytest.mark.parametrize("family", list(FAMILIES))
 
 
 @pytest.mark.parametrize("num_classes", [2, 3, 150])
@@ -75,12 +92,7 @@ def test_pretrained_rows_are_start_and_centre():
 @families
 def test_kl_equals_torch_distributions(family):
     head = trained(family, prior="pretrained", rows=torch.ones(K, D))
-    S = (
-        head.factor @ head.factor.mT
-        if family == "dense"
-        else torch.diag_embed(head.log_scale.exp() ** 2)
-    )
-    q = distributions.MultivariateNormal(head.weight, S)
+    q = distributions.MultivariateNormal(head.weight, covariance(head))
     P = head.log_prior_variance.exp() * torch.eye(D, dtype=torch.float64).expand(K, D, D)
     p = distributions.MultivariateNormal(head.prior_mean, P)
     torch.testing.assert_close(head.kl(), distributions.kl_divergence(q, p).sum())
@@ -93,10 +105,7 @@ def test_moments_are_those_of_sampled_weights(family):
     mu, var = head.moments(h)
     torch.testing.assert_close(mu, head(h))
     noise = torch.randn(40_000, K, D, generator=g, dtype=torch.float64)
-    if family == "dense":
-        noise = torch.einsum("kij,skj->ski", head.factor, noise)
-    else:
-        noise = head.log_scale.exp() * noise
+    noise = torch.einsum("kij,skj->ski", torch.linalg.cholesky(covariance(head)), noise)
     z = torch.einsum("skd,bd->sbk", head.weight + noise, h)
     assert ((z.mean(0) - mu).abs() < 4.5 * (var / 40_000).sqrt()).all()
     assert ((z.var(0) / var - 1).abs() < 4.5 * (2 / 40_000) ** 0.5).all()
@@ -190,14 +199,13 @@ def test_a_laplace_refresh_replaces_the_covariance():
     probs = head(h).softmax(-1).detach()
     blocks = laplace.block_curvature(h, probs)
     tau = float(1 / head.log_prior_variance.exp())
-    head.set_dense(laplace.refresh_block(blocks, tau))
+    head.set_spread("dense", factor=laplace.refresh_block(blocks, tau))
     assert head.family == "dense"
     expected = laplace.BlockSpectrum.of(blocks).variance(h, tau)
     torch.testing.assert_close(head.moments(h)[1], expected)
     inverse = torch.linalg.inv(blocks + tau * torch.eye(D))
     marginal = inverse.diagonal(dim1=1, dim2=2).sqrt()
-    torch.testing.assert_close(head.log_scale.exp().detach(), marginal)
-    head.set_diagonal(marginal)
+    head.set_spread("diagonal", log_scale=marginal.log())
     assert head.family == "diagonal"
     torch.testing.assert_close(head.moments(h)[1], h**2 @ (marginal**2).T)
 
@@ -209,7 +217,7 @@ def test_stored_tensors_restore_the_posterior(family):
     stored = {name: t.clone() for name, t in head.posterior_tensors().items()}
     assert "weight" not in stored
     assert all(t.is_contiguous() for t in stored.values())
-    # The receiving head may have had the other family.
+    # The receiving head may have had another family.
     other = trained("dense" if family == "diagonal" else "diagonal")
     other.load_posterior(stored)
     with torch.no_grad():
@@ -233,7 +241,7 @@ def test_a_damaged_posterior_is_refused_and_nothing_changes():
             {**stored, "log_scale": stored["log_scale"][:2], "feature_energy": torch.tensor(1.0)}
         )
     with pytest.raises(StoreError, match="factor"):
-        head.set_dense(torch.eye(D))
+        head.set_spread("dense", factor=torch.eye(D))
     assert torch.equal(head.kl(), before)
 
 
@@ -311,3 +319,46 @@ def test_training_is_the_same_on_any_feature_scale(scale):
         results.append(torch.stack(head.moments(unit * h)))
     assert results[0][0].abs().max() > 0.5
     torch.testing.assert_close(results[1], results[0], rtol=1e-3, atol=1e-3)
+
+
+@families
+def test_every_family_starts_alike_and_can_be_trained(family):
+    h = features(400).float()
+    head = GaussianHead(in_features=D, num_classes=K, covariance=family)
+    head.set_feature_energy(h)
+    _, var = head.moments(h)
+    assert math.isclose(float(var.detach().mean()), 0.25, rel_tol=0.03)
+    labels = torch.randint(K, (400,), generator=torch.Generator().manual_seed(0))
+    factors = head.lr_factors()
+    named = dict(head.named_parameters())
+    assert factors.keys() == named.keys()
+    groups = [{"params": [p], "lr": 0.03 * factors[n]} for n, p in named.items()]
+    optimiser = torch.optim.Adam(groups)
+
+    def loss():
+        return -head.bound(h, labels).mean() + head.kl() / 400
+
+    start = loss().item()
+    for _ in range(60):
+        optimiser.zero_grad()
+        loss().backward()
+        optimiser.step()
+    # Labels without a cause: the bound sinks as the variance along the data does.
+    assert loss().item() < start - 0.05
+    assert float(head.moments(h)[1].detach().mean()) < 0.15
+    # A new start keeps the parameters that an optimiser may hold.
+    head.set_feature_energy(h)
+    assert all(p is named[n] for n, p in head.named_parameters())
+    assert math.isclose(float(head.moments(h)[1].detach().mean()), 0.25, rel_tol=0.03)
+
+
+def test_the_eigenbasis_is_that_of_the_features():
+    h = features(200) @ torch.randn(D, D, generator=torch.Generator().manual_seed(5)).double()
+    head = GaussianHead(in_features=D, num_classes=K, covariance="eigen").double()
+    with pytest.raises(ModelError, match="by features"):
+        head.set_feature_energy(3.0)
+    head.set_feature_energy(h)
+    rotated = h @ head.basis
+    second_moment = rotated.T @ rotated
+    off = second_moment - second_moment.diagonal().diag()
+    assert off.abs().max() < 1e-6 * second_moment.abs().max()

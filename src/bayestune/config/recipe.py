@@ -39,6 +39,8 @@ class HeadConfig:
     prior: Literal["auto", "zero", "pretrained"] = "auto"  # auto: pretrained for answer letters
     prior_scale: float = 1.0  # prior logit variance is 2 · prior_scale · max(1, ln K)
     init_scale: float = 0.5  # initial standard deviation of a logit, in logits
+    covariance: Literal["diagonal", "low_rank", "kronecker", "eigen", "dense"] = "diagonal"
+    columns: int = 4  # of the low-rank covariance
     bound: Literal["jensen", "tilted", "exact", "monte_carlo"] = "jensen"  # of the likelihood term
     learn_prior: bool = False  # empirical Bayes: the prior variance follows the posterior
     pooling: Literal["auto", "last", "mean", "cls"] = "auto"  # auto: last decoders, mean encoders
@@ -46,6 +48,7 @@ class HeadConfig:
     def __post_init__(self) -> None:
         _check(self.prior_scale > 0, "head.prior_scale", self.prior_scale, "a positive number")
         _check(self.init_scale > 0, "head.init_scale", self.init_scale, "a positive number")
+        _check(self.columns >= 1, "head.columns", self.columns, "at least 1")
 
 
 @dataclass(frozen=True)

@@ -47,9 +47,10 @@ class Curvature:
     def install(self, head: GaussianHead, precision: float) -> None:
         """Give the head the covariance at a precision τ."""
         if isinstance(self.form, laplace.BlockSpectrum):
-            head.set_dense(self.form.factor(precision))
+            head.set_spread("dense", factor=self.form.factor(precision))
         else:
-            head.set_diagonal(laplace.refresh_diagonal(self.form, precision))
+            scale = laplace.refresh_diagonal(self.form, precision)
+            head.set_spread("diagonal", log_scale=scale.log())
 
 
 def covariance_of(refresh: str, head: GaussianHead) -> str:

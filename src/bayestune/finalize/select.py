@@ -161,7 +161,7 @@ def _install(
     if chosen.covariance == "refreshed" and curvature is not None:
         curvature.install(head, chosen.value * unit)
     elif chosen.value != 1.0:
-        head.set_diagonal(head.log_scale.exp() * chosen.value)
+        head.scale_spread(chosen.value)
 
 
 def _given(temperature: float | str) -> float:

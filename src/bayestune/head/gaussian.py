@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal, get_args
+from types import ModuleType
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from bayestune.errors import ConfigError, nearest
+from bayestune.errors import ConfigError, ModelError, nearest
 from bayestune.head import checks, energy
+from bayestune.head.families import FAMILIES, MEASURED, Name, eigenbasis
 from bayestune.head.precision import full_precision, no_autocast
-from bayestune.posterior import bounds, dense, diagonal
+from bayestune.posterior import bounds
 
 Prior = Literal["zero", "pretrained"]
-Family = Literal["diagonal", "dense"]
 Bound = Literal["jensen", "tilted", "exact", "monte_carlo"]
 
 #: Draws per example and step of ``bound="monte_carlo"``: in K dimensions they cost next to nothing.
@@ -27,7 +28,7 @@ _DRAWS = 8
 
 
 class GaussianHead(nn.Module):
-    """q(W) = Π_k N(w_k; weight_k, S_k), logits z = Wh, S_k diagonal or, after a refresh, dense.
+    """q(W) = Π_k N(w_k; weight_k, S_k), logits z = Wh, S_k of one of the covariance families.
 
     Args:
         in_features: feature dimension D.
@@ -36,14 +37,16 @@ class GaussianHead(nn.Module):
         rows: rows of a pretrained output layer for the K classes, ``(K, D)``.
         prior_scale: prior logit variance relative to 2 · max(1, ln K).
         init_scale: initial standard deviation of a logit at a typical input.
+        covariance: the family that is trained, see `head.families`; a refresh may bring another.
+        columns: columns R of the low-rank family.
         bound: how the expected log likelihood is bounded or estimated, see `posterior.bounds`.
         learn_prior: whether `update_prior` moves the prior variance to its optimum.
         feature_energy: E‖h‖² where it is known already; see `set_feature_energy`.
 
     Attributes:
         weight: posterior mean in raw feature units, parameter, ``(K, D)``.
-        log_scale: log posterior standard deviation in raw feature units, parameter, ``(K, D)``.
-        factor: covariance factors of the dense family, buffer, ``(K, D, D)`` or None.
+        family: the covariance the posterior has now. Its tensors are attributes by their names in
+            `head.families`, in raw feature units.
         prior_mean: buffer, ``(K, D)``.
         log_prior_variance: log σ₀², buffer, scalar.
         feature_energy: E‖h‖² over the training features, buffer, scalar, NaN until measured (the
@@ -58,9 +61,8 @@ class GaussianHead(nn.Module):
 
     is_bayes_head = True
 
+    family: Name = "diagonal"
     weight: nn.Parameter
-    log_scale: nn.Parameter
-    factor: Tensor | None
     prior_mean: Tensor
     log_prior_variance: Tensor
     feature_energy: Tensor
@@ -74,6 +76,8 @@ class GaussianHead(nn.Module):
         rows: Tensor | None = None,
         prior_scale: float = 1.0,
         init_scale: float = 0.5,
+        covariance: Name = "diagonal",
+        columns: int = 4,
         bound: Bound = "jensen",
         learn_prior: bool = False,
         feature_energy: float | None = None,
@@ -81,6 +85,8 @@ class GaussianHead(nn.Module):
         super().__init__()
         if prior not in get_args(Prior):
             raise ConfigError(f"Unknown prior {prior!r}.{nearest(prior, get_args(Prior))}")
+        if covariance not in FAMILIES:
+            raise ConfigError(f"Unknown covariance {covariance!r}.{nearest(covariance, FAMILIES)}")
         if bound not in get_args(Bound):
             raise ConfigError(f"Unknown bound {bound!r}.{nearest(bound, get_args(Bound))}")
         if (prior == "pretrained") != (rows is not None):
@@ -90,13 +96,14 @@ class GaussianHead(nn.Module):
             )
         checks.require_positive("prior_scale", prior_scale)
         checks.require_positive("init_scale", init_scale)
+        checks.require_positive("columns", columns)
         self.in_features, self.num_classes = in_features, num_classes
         self.prior, self.prior_scale, self.init_scale = prior, prior_scale, init_scale
+        self.covariance: Name = covariance
+        self.columns = columns
         self.likelihood, self.learn_prior = bound, learn_prior
         centre = checks.starting_rows(rows, num_classes, in_features)
         self.weight = nn.Parameter(centre.clone())
-        self.log_scale = nn.Parameter(torch.empty_like(centre))
-        self.register_buffer("factor", None)
         self.register_buffer("prior_mean", centre)
         self.register_buffer("log_prior_variance", torch.empty(()))
         self.register_buffer("feature_energy", torch.tensor(math.nan))
@@ -105,39 +112,47 @@ class GaussianHead(nn.Module):
             self.set_feature_energy(feature_energy)
 
     @property
-    def family(self) -> Family:
-        """Which covariance the posterior has now."""
-        return "diagonal" if self.factor is None else "dense"
+    def spread(self) -> Any:
+        """The posterior's spread as the mathematics of its family takes it."""
+        return FAMILIES[self.family].spread(self._spread_tensors())
 
     @property
-    def _spread(self) -> Tensor:
-        return self.log_scale.exp() if self.factor is None else self.factor
-
-    @property
-    def _posterior(self):
-        return diagonal if self.factor is None else dense
+    def _posterior(self) -> ModuleType:
+        return FAMILIES[self.family].posterior
 
     @torch.no_grad()
     def set_feature_energy(self, h_or_value: Tensor | float) -> None:
         """Measure E‖h‖² and set prior variance and initial deviation by it, before training.
 
-        A dense posterior becomes diagonal again: only that family is trained.
+        A refreshed posterior becomes one of the family that is trained again; the eigenbasis of
+        that family is the features' own.
 
         Args:
             h_or_value: training features ``(N, D)``, or the energy itself.
 
         Raises:
+            ModelError: the family needs the features themselves and an energy is given.
             NumericsError: the energy is zero, NaN or infinite.
         """
         measured = energy.measure(h_or_value)
         self.feature_energy.fill_(measured)
-        self.factor = None
         self._set_scales(measured)
+        if self.covariance == "eigen":
+            if not isinstance(h_or_value, Tensor) or h_or_value.ndim != 2:
+                raise ModelError("covariance='eigen' is set by features (N, D), not by an energy.")
+            self.basis = eigenbasis(full_precision(h_or_value, self.weight))
 
     def lr_factors(self) -> dict[str, float]:
-        """Return the factor on the learning rate of each parameter; ``log_scale`` needs none."""
+        """Return the factor on the learning rate of each parameter; logarithms need none.
+
+        A covariance factor moves in units of its start, as a logarithm would.
+        """
         measured = energy.known(self.feature_energy)
-        return {"weight": energy.lr_factor(measured, self.in_features), "log_scale": 1.0}
+        factors = {"weight": energy.lr_factor(measured, self.in_features)}
+        for name in self._spread_tensors().keys() - MEASURED:
+            start = energy.initial_scale(measured, self.init_scale)
+            factors[name] = start if name == "factor" else 1.0
+        return factors
 
     def forward(self, h: Tensor) -> Tensor:
         """Return mean logits ``(..., K)`` for features ``(..., D)``."""
@@ -149,7 +164,7 @@ class GaussianHead(nn.Module):
         """Return mean and variance of the logits, each ``(..., K)``, for features ``(..., D)``."""
         h = full_precision(h, self.weight)
         with no_autocast(h):
-            return self._posterior.logit_moments(h, self.weight, self._spread)
+            return self._posterior.logit_moments(h, self.weight, self.spread)
 
     def bound(
         self,
@@ -184,13 +199,13 @@ class GaussianHead(nn.Module):
         energy.known(self.feature_energy)
         variance = self.log_prior_variance.exp()
         with no_autocast(self.weight):
-            return self._posterior.kl(self.weight, self._spread, self.prior_mean, variance)
+            return self._posterior.kl(self.weight, self.spread, self.prior_mean, variance)
 
     @torch.no_grad()
     def update_prior(self) -> None:
         """Set σ₀² to the value that maximises the ELBO; without ``learn_prior`` do nothing."""
         if self.learn_prior:
-            optimum = self._posterior.prior_variance(self.weight, self._spread, self.prior_mean)
+            optimum = self._posterior.prior_variance(self.weight, self.spread, self.prior_mean)
             self.log_prior_variance.copy_(optimum.log())
 
     @torch.no_grad()
@@ -206,29 +221,37 @@ class GaussianHead(nn.Module):
         checks.require_positive("temperature", temperature)
         self.weight.div_(temperature)
         self.prior_mean.div_(temperature)
-        self.log_scale.sub_(math.log(temperature))
         self.log_prior_variance.sub_(2 * math.log(temperature))
-        if self.factor is not None:
-            self.factor.div_(temperature)
+        self.scale_spread(1 / temperature)
 
     @torch.no_grad()
-    def set_diagonal(self, scale: Tensor) -> None:
-        """Make the posterior diagonal with standard deviations ``(K, D)``."""
-        self.load_posterior({**self._prior_tensors(), "log_scale": scale.log()})
+    def scale_spread(self, factor: float) -> None:
+        """Multiply all standard deviations of the posterior by a positive number."""
+        checks.require_positive("factor", factor)
+        for name, tensor in self._spread_tensors().items():
+            if name == "log_scale":
+                tensor.add_(math.log(factor))
+            elif name == "factor":
+                tensor.mul_(factor)
 
     @torch.no_grad()
-    def set_dense(self, factor: Tensor) -> None:
-        """Make the posterior dense with covariance factors ``(K, D, D)``.
+    def set_spread(self, family: Name, **tensors: Tensor) -> None:
+        """Give the posterior another covariance, in place of the one that was trained.
 
-        ``log_scale`` keeps the marginal standard deviations, the diagonal reading of the factors.
+        Args:
+            family: its family.
+            **tensors: the tensors of that family, see `head.families`.
+
+        Raises:
+            StoreError: a tensor is missing, unknown or of another shape.
         """
-        self.load_posterior({**self._prior_tensors(), "factor": factor})
+        checks.match({**self._prior_tensors(), **tensors}, {family: self._shapes(family, tensors)})
+        self._install(family, tensors)
 
     def posterior_tensors(self) -> dict[str, Tensor]:
         """Return all that defines the posterior beside ``weight``, by name, for storage."""
-        if self.factor is None:
-            return {**self._prior_tensors(), "log_scale": self.log_scale.detach()}
-        return {**self._prior_tensors(), "factor": self.factor}
+        spread = {name: t.detach() for name, t in self._spread_tensors().items()}
+        return {**self._prior_tensors(), **spread}
 
     @torch.no_grad()
     def load_posterior(self, tensors: Mapping[str, Tensor]) -> None:
@@ -237,19 +260,10 @@ class GaussianHead(nn.Module):
         Raises:
             StoreError: a tensor is missing, unknown or of another shape.
         """
-        K, D = self.weight.shape
-        prior = {"prior_mean": (K, D), "log_prior_variance": (), "feature_energy": ()}
-        families = {
-            "diagonal": {**prior, "log_scale": (K, D)},
-            "dense": {**prior, "factor": (K, D, D)},
-        }
-        if checks.match(tensors, families) == "diagonal":
-            self.factor = None
-            self.log_scale.copy_(tensors["log_scale"])
-        else:
-            factor = tensors["factor"].to(self.weight)
-            self.factor = factor.clone(memory_format=torch.contiguous_format)
-            self.log_scale.copy_(dense.marginal_scale(self.factor).log())
+        families = {str(name): self._shapes(name, tensors) for name in FAMILIES}
+        family: Name = checks.match(tensors, families)  # pyright: ignore[reportAssignmentType]
+        prior = self._prior_tensors()
+        self._install(family, {k: v for k, v in tensors.items() if k not in prior})
         for name in prior:
             getattr(self, name).copy_(tensors[name])
 
@@ -261,9 +275,43 @@ class GaussianHead(nn.Module):
 
     @torch.no_grad()
     def _set_scales(self, value: float) -> None:
+        """Set prior variance and the start of the trained family by an energy."""
         variance = energy.prior_variance(value, self.num_classes, self.prior_scale)
         self.log_prior_variance.fill_(math.log(variance))
-        self.log_scale.fill_(math.log(energy.initial_scale(value, self.init_scale)))
+        start = energy.initial_scale(value, self.init_scale)
+        sizes = self.num_classes, self.in_features, self.columns
+        self._install(self.covariance, FAMILIES[self.covariance].start(*sizes, start))
+
+    @torch.no_grad()
+    def _install(self, family: Name, tensors: Mapping[str, Tensor]) -> None:
+        """Take over the tensors of a family; those that fit are copied into the old ones."""
+        present = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        for name in FAMILIES[self.family].shapes(0, 0, 0):
+            if name in present and (
+                name not in tensors or present[name].shape != tensors[name].shape
+            ):
+                delattr(self, name)
+        self.family = family
+        for name, tensor in tensors.items():
+            if hasattr(self, name):  # an optimiser may hold it
+                getattr(self, name).copy_(tensor)
+                continue
+            value = tensor.detach().to(self.weight).clone(memory_format=torch.contiguous_format)
+            if name in MEASURED:
+                self.register_buffer(name, value)
+            else:
+                self.register_parameter(name, nn.Parameter(value))
+
+    def _spread_tensors(self) -> dict[str, Tensor]:
+        names = FAMILIES[self.family].shapes(0, 0, 0)
+        return {name: getattr(self, name) for name in names}
+
+    def _shapes(self, family: Name, tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+        """Return names and shapes of a stored posterior; the columns are as many as it has."""
+        K, D = self.weight.shape
+        columns = tensors["factor"].shape[-1] if "factor" in tensors else self.columns
+        prior = {"prior_mean": (K, D), "log_prior_variance": (), "feature_energy": ()}
+        return {**prior, **FAMILIES[family].shapes(K, D, columns)}
 
     def _prior_tensors(self) -> dict[str, Tensor]:
         names = ("prior_mean", "log_prior_variance", "feature_energy")

@@ -54,6 +54,8 @@ def make_head(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Re
         rows=rows,
         prior_scale=recipe.head.prior_scale,
         init_scale=recipe.head.init_scale,
+        covariance=recipe.head.covariance,
+        columns=recipe.head.columns,
         bound=recipe.head.bound,
         learn_prior=recipe.head.learn_prior,
     )

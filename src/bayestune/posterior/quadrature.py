@@ -56,8 +56,8 @@ def expected_softmax(mu: Tensor, var: Tensor, mask: Tensor | None = None) -> tup
         NumericsError: the probabilities do not sum to one within 1e-3.
     """
     probs, entropy = torch.empty_like(mu), torch.empty_like(mu[:, 0])
-    for rows, _low, *curves in _grids(mu, var, mask):
-        probs[rows], entropy[rows] = _race(*curves)
+    for rows, _, offset, scale, exists, blocks in _grids(mu, var, mask):
+        probs[rows], entropy[rows] = _race(offset, scale, exists, blocks)
     return probs, entropy
 
 
