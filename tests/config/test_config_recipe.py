@@ -162,7 +162,7 @@ def test_a_section_is_a_mapping(section):
         ("adapter.layers", [[0], 1], "text"),
         ("adapter.layers", 0.5, "text"),
         ("revision", 0.5, "text or null"),
-        ("finalize.refresh", False, "'auto' or 'none' or 'diagonal' or 'block'"),
+        ("finalize.refresh", False, "'auto' or 'none' or 'diagonal' or 'eigen' or 'block'"),
     ],
 )
 def test_a_wrong_type_names_the_key_and_what_is_expected(key, value, expected):

@@ -86,7 +86,22 @@ def test_the_diagonal_covariance_is_the_inverse_of_the_diagonal(
     torch.testing.assert_close(variances, 1 / precisions, rtol=1e-4, atol=0.0)
 
 
-@pytest.mark.parametrize("covariance", ["block", "diagonal"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("weighed", [False, True])
+def test_the_eigen_covariance_is_the_inverse_of_the_diagonal_in_its_basis(
+    rows, gaussian, masked, weighed
+) -> None:
+    fit, head = rows(60, masked=masked, weighed=weighed), gaussian()
+    tau = 0.4 * unit(head)
+    precisions = torch.linalg.inv(inverses(head, fit, tau))  # (K, D, D)
+    select(head, fit, None, config(refresh="eigen", precision=0.4))
+    assert head.family == "eigen"
+    Q = head.basis.double()
+    turned = (Q.T @ precisions @ Q).diagonal(dim1=1, dim2=2)
+    torch.testing.assert_close(head.log_scale.double().exp() ** -2, turned, rtol=1e-4, atol=0.0)
+
+
+@pytest.mark.parametrize("covariance", ["block", "eigen", "diagonal"])
 def test_one_measurement_serves_every_precision(rows, gaussian, covariance) -> None:
     fit, head, phi = rows(40), gaussian(), rows(15, 3).phi
     curvature = measure_curvature(head, fit, covariance)
@@ -111,7 +126,7 @@ def test_without_data_the_refresh_is_the_prior(rows, gaussian) -> None:
 def test_auto_takes_dense_blocks_while_they_are_small(gaussian) -> None:
     assert covariance_of("auto", gaussian()) == "block"
     wide = GaussianHead(in_features=2048, num_classes=BLOCK_LIMIT // 2048**2 + 1)
-    assert covariance_of("auto", wide) == "diagonal"
+    assert covariance_of("auto", wide) == "eigen"
     assert covariance_of("block", wide) == "block"
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bayestune.errors import ConfigError, NumericsError
-from bayestune.posterior import dense, diagonal, laplace
+from bayestune.posterior import dense, diagonal, eigen, laplace
 
 N, K, D = 30, 3, 4
 
@@ -105,6 +105,30 @@ def test_the_spectrum_serves_every_precision():
         torch.testing.assert_close(spectrum.variance(phi, tau), var)
         _, var = dense.logit_moments(phi, W, spectrum.factor(tau))
         torch.testing.assert_close(scan[t], var)
+
+
+def test_one_eigenbasis_is_the_blocks_where_all_rows_predict_alike():
+    phi, W, probs, weights, _ = problem()
+    alike = probs[:1].expand(N, K)
+    for w in (None, weights):
+        curvature = laplace.EigenCurvature.of(phi, alike, w)
+        spectrum = laplace.BlockSpectrum.of(laplace.block_curvature(phi, alike, w))
+        for tau in (0.01, 3.0):
+            expected = spectrum.variance(phi, tau)
+            torch.testing.assert_close(curvature.variance(phi, tau), expected)
+            spread = eigen.Spread(curvature.scale(tau), curvature.basis)
+            torch.testing.assert_close(eigen.logit_moments(phi, W, spread)[1], expected)
+
+
+def test_one_eigenbasis_is_nearer_to_the_blocks_than_no_basis():
+    phi, W, _, _, _ = problem(n=300, d=8)
+    phi = phi @ torch.randn(8, 8, generator=torch.Generator().manual_seed(1)).double()
+    probs = (phi @ W.T / 4).softmax(-1)
+    block = laplace.BlockSpectrum.of(laplace.block_curvature(phi, probs)).variance(phi, 0.1)
+    one = laplace.EigenCurvature.of(phi, probs).variance(phi, 0.1)
+    none = phi**2 @ (1 / (laplace.diagonal_curvature(phi, probs) + 0.1)).T
+    error = [float((v / block).log().abs().mean()) for v in (one, none)]
+    assert error[0] < error[1] / 3
 
 
 def test_class_blocks_of_two_classes_double_the_variance_of_the_difference():

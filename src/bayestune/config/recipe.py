@@ -89,7 +89,8 @@ class TrainConfig:
 class FinalizeConfig:
     """What is done to the posterior once, after training, on cached features."""
 
-    refresh: Literal["auto", "none", "diagonal", "block"] = "auto"  # Laplace covariance at the mean
+    #: Laplace covariance at the mean
+    refresh: Literal["auto", "none", "diagonal", "eigen", "block"] = "auto"
     precision: float | Literal["auto"] = "auto"  # of the refresh, in units of the prior's precision
     scale: float | Literal["auto"] = "auto"  # factor on the trained standard deviations
     temperature: float | Literal["auto", "none"] = "auto"  # auto: by held-out likelihood

@@ -33,14 +33,15 @@ class Curvature:
     """The curvature at a head's mean, measured once and good for every precision.
 
     Attributes:
-        form: its exact diagonal ``(K, D)``, or the eigendecomposition of its class blocks.
+        form: its exact diagonal ``(K, D)``, its diagonal in an eigenbasis, or the
+            eigendecomposition of its class blocks.
     """
 
-    form: Tensor | laplace.BlockSpectrum
+    form: Tensor | laplace.EigenCurvature | laplace.BlockSpectrum
 
     def variance(self, phi: Tensor, precision: float) -> Tensor:
         """Return the logit variances ``(B, K)`` of features ``(B, D)`` at a precision τ."""
-        if isinstance(self.form, laplace.BlockSpectrum):
+        if not isinstance(self.form, Tensor):
             return self.form.variance(phi, precision)
         return phi.square() @ laplace.refresh_diagonal(self.form, precision).square().T
 
@@ -48,15 +49,19 @@ class Curvature:
         """Give the head the covariance at a precision τ."""
         if isinstance(self.form, laplace.BlockSpectrum):
             head.set_spread("dense", factor=self.form.factor(precision))
+        elif isinstance(self.form, laplace.EigenCurvature):
+            scale = self.form.scale(precision)
+            head.set_spread("eigen", log_scale=scale.log(), basis=self.form.basis)
         else:
             scale = laplace.refresh_diagonal(self.form, precision)
             head.set_spread("diagonal", log_scale=scale.log())
 
 
 def covariance_of(refresh: str, head: GaussianHead) -> str:
-    """Return ``block`` or ``diagonal`` for a recipe's ``finalize.refresh``.
+    """Return ``block``, ``eigen`` or ``diagonal`` for a recipe's ``finalize.refresh``.
 
-    ``auto`` takes dense blocks while all of them hold at most `BLOCK_LIMIT` numbers.
+    ``auto`` takes dense blocks while all of them hold at most `BLOCK_LIMIT` numbers, and one
+    eigenbasis for all classes beyond that.
     """
     if refresh != "auto":
         return refresh
@@ -64,12 +69,12 @@ def covariance_of(refresh: str, head: GaussianHead) -> str:
     if numbers <= BLOCK_LIMIT:
         return "block"
     logger.info(
-        "the refresh keeps a diagonal covariance: dense blocks of %d classes would take %.1f GB "
-        "(finalize.refresh=block asks for them)",
+        "the refresh keeps one eigenbasis for all classes: dense blocks of %d classes would take "
+        "%.1f GB (finalize.refresh=block asks for them)",
         head.num_classes,
         4e-9 * numbers,
     )
-    return "diagonal"
+    return "eigen"
 
 
 @torch.no_grad()
@@ -79,7 +84,7 @@ def measure_curvature(head: GaussianHead, fit: Features, covariance: str) -> Cur
     Args:
         head: its mean is where the curvature is taken.
         fit: training features.
-        covariance: ``block`` or ``diagonal``.
+        covariance: ``block``, ``eigen`` or ``diagonal``.
     """
     logits = head(fit.phi)
     if fit.mask is not None:
@@ -87,5 +92,7 @@ def measure_curvature(head: GaussianHead, fit: Features, covariance: str) -> Cur
     probs = logits.softmax(dim=1)
     if covariance == "diagonal":
         return Curvature(laplace.diagonal_curvature(fit.phi, probs, fit.weights))
+    if covariance == "eigen":
+        return Curvature(laplace.EigenCurvature.of(fit.phi, probs, fit.weights))
     blocks = laplace.block_curvature(fit.phi, probs, fit.weights)
     return Curvature(laplace.BlockSpectrum.of(blocks))

@@ -80,7 +80,7 @@ def finalize(
     """
     config = recipe.finalize
     report: dict[str, Any] = {"covariance": "none", "value": None}
-    if isinstance(head, LinearHead) and config.refresh in ("block", "diagonal"):
+    if isinstance(head, LinearHead) and config.refresh in ("block", "eigen", "diagonal"):
         head = _gaussian_around(head, fit, recipe.head.prior_scale)
     if isinstance(head, GaussianHead):
         tried, chosen = select(head, fit, held_out, config, recipe.predict, progress)

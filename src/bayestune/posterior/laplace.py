@@ -161,6 +161,39 @@ class BlockSpectrum:
         return self.vectors * (self.values + precision).rsqrt().unsqueeze(1)
 
 
+@dataclass(frozen=True)
+class EigenCurvature:
+    """The diagonal of every class block in one basis, the eigenvectors of Σ_n ω_n (1 − ‖p_n‖²) φφᵀ.
+
+    Between the diagonal and the blocks: features that vary together share one basis, K classes cost
+    KD + D² numbers, and where all rows predict alike it is the blocks exactly.
+
+    Attributes:
+        values: Σ_n ω_n p_nk (1 − p_nk) (Qᵀφ_n)_d², ``(K, D)``.
+        basis: eigenvectors Q in columns, ``(D, D)``.
+    """
+
+    values: Tensor
+    basis: Tensor
+
+    @classmethod
+    def of(cls, phi: Tensor, probs: Tensor, weights: Tensor | None = None) -> EigenCurvature:
+        """Measure the curvature of features ``(N, D)`` at predictions ``(N, K)``."""
+        bernoulli = _bernoulli(probs, weights)
+        pooled = (phi.double() * bernoulli.double().sum(1, keepdim=True)).T @ phi.double()
+        basis = torch.linalg.eigh(pooled).eigenvectors.to(phi).contiguous()
+        return cls(bernoulli.T @ (phi @ basis).square(), basis)
+
+    def variance(self, phi: Tensor, precision: float) -> Tensor:
+        """Return logit variances v_k = Σ_d (Qᵀφ)_d² / (values_kd + τ), ``(B, K)``."""
+        return (phi @ self.basis).square() @ (self.values + precision).reciprocal().T
+
+    def scale(self, precision: float) -> Tensor:
+        """Return standard deviations (values + τ)^-½ in the basis, for `posterior.eigen`."""
+        _require_positive(precision)
+        return (self.values + precision).rsqrt()
+
+
 def log_evidence(
     log_likelihood: float | Tensor,
     mean: Tensor,

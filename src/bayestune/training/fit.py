@@ -84,7 +84,7 @@ def _needs_held_out(model: BayesModel) -> bool:
     if recipe.train.patience > 0 or finalize.temperature == "auto":
         return True
     gaussian = isinstance(model.head, GaussianHead)  # a refreshed point head has become one
-    refreshed = gaussian or finalize.refresh in ("block", "diagonal")
+    refreshed = gaussian or finalize.refresh in ("block", "eigen", "diagonal")
     return (gaussian and recipe.train.kl == "auto") or (refreshed and has_choices(finalize))
 
 
