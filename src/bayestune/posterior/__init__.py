@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from bayestune.posterior import bounds, dense, diagonal, laplace
+from bayestune.posterior import bounds, dense, diagonal, eigen, kronecker, laplace, low_rank
+from bayestune.posterior.ascent import Ascent, ascend
 from bayestune.posterior.predictive import Predictive
 
-__all__ = ["Predictive", "bounds", "dense", "diagonal", "laplace"]
+__all__ = [
+    "Ascent",
+    "Predictive",
+    "ascend",
+    "bounds",
+    "dense",
+    "diagonal",
+    "eigen",
+    "kronecker",
+    "laplace",
+    "low_rank",
+]
