@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bayestune.finalize.features import Features
+from bayestune.finalize.laplace import REFRESHES
 from bayestune.finalize.select import Candidate, has_choices, select
 from bayestune.finalize.temperature import (
     clearly_worse,
@@ -13,6 +14,7 @@ from bayestune.finalize.temperature import (
 )
 
 __all__ = [
+    "REFRESHES",
     "Candidate",
     "Features",
     "clearly_worse",

@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 #: Numbers in K · D² up to which ``auto`` keeps a dense covariance per class (134 MB in fp32).
 BLOCK_LIMIT = 2**25
 
+#: What ``finalize.refresh`` asks for by name; a point head, too, gets a covariance then.
+REFRESHES = ("block", "eigen", "diagonal")
+
 _ABSENT = -1e30
 
 

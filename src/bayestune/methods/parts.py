@@ -11,7 +11,7 @@ from bayestune.backbone import Base, Source, adapt, output_rows
 from bayestune.config import PredictConfig, Recipe
 from bayestune.data import Example, Task, label_token_ids, render
 from bayestune.errors import ConfigError
-from bayestune.finalize import Features, fit_temperature, predictive_at, select
+from bayestune.finalize import REFRESHES, Features, fit_temperature, predictive_at, select
 from bayestune.head import GaussianHead, LinearHead
 from bayestune.methods.contract import Parts, Terms
 from bayestune.posterior.predictive import Predictive
@@ -80,7 +80,7 @@ def finalize(
     """
     config = recipe.finalize
     report: dict[str, Any] = {"covariance": "none", "value": None}
-    if isinstance(head, LinearHead) and config.refresh in ("block", "eigen", "diagonal"):
+    if isinstance(head, LinearHead) and config.refresh in REFRESHES:
         head = _gaussian_around(head, fit, recipe.head.prior_scale)
     if isinstance(head, GaussianHead):
         tried, chosen = select(head, fit, held_out, config, recipe.predict, progress)

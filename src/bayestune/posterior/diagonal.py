@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bayestune.posterior.normals import drawn_normals
+
 
 def logit_moments(phi: Tensor, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and variance of the logits z_k = w_kᵀφ under q.
@@ -77,7 +79,5 @@ def sample(
     Returns:
         Draws, ``(S, K, D)``.
     """
-    noise = torch.randn(
-        (samples, *mean.shape), generator=generator, dtype=mean.dtype, device=mean.device
-    )
+    noise = drawn_normals((samples, *mean.shape), mean, generator)
     return mean + scale * noise

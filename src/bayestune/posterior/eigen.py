@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bayestune.posterior.normals import drawn_normals
+
 
 class Spread(NamedTuple):
     """Standard deviations in the basis ``(K, D)``, feature basis ``(D, D)``, class basis.
@@ -93,9 +95,7 @@ def sample(
     Returns:
         Draws, ``(S, K, D)``.
     """
-    noise = torch.randn(
-        (samples, *mean.shape), generator=generator, dtype=mean.dtype, device=mean.device
-    )
+    noise = drawn_normals((samples, *mean.shape), mean, generator)
     turned = (spread.scale * noise) @ spread.features.T  # (S, K, D)
     return mean + (turned if spread.classes is None else spread.classes @ turned)
 

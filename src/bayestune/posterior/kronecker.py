@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bayestune.posterior.normals import drawn_normals
+
 
 class Spread(NamedTuple):
     """Class factors ``(K,)`` or ``(K, K)`` and the feature factor L ``(D, D)``.
@@ -97,9 +99,7 @@ def sample(
     Returns:
         Draws, ``(S, K, D)``.
     """
-    noise = torch.randn(
-        (samples, *mean.shape), generator=generator, dtype=mean.dtype, device=mean.device
-    )
+    noise = drawn_normals((samples, *mean.shape), mean, generator)
     C = spread.classes.diag() if spread.classes.ndim == 1 else spread.classes
     return mean + C @ noise @ spread.factor.T
 

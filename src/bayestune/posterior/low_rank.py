@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bayestune.posterior.normals import drawn_normals
+
 
 class Spread(NamedTuple):
     """Standard deviations ``(K, D)`` and factors ``(K, D, R)`` of all classes."""
@@ -97,8 +99,8 @@ def sample(
         Draws, ``(S, K, D)``.
     """
     K, D, R = spread.factor.shape
-    kind = {"generator": generator, "dtype": mean.dtype, "device": mean.device}
-    own, shared = torch.randn((samples, K, D), **kind), torch.randn((samples, K, R), **kind)
+    own = drawn_normals((samples, K, D), mean, generator)
+    shared = drawn_normals((samples, K, R), mean, generator)
     along = torch.einsum("kdr,skr->skd", spread.factor, shared)  # (S, K, D)
     return mean + spread.scale * own + along
 

@@ -65,3 +65,10 @@ def fixed_normals(
         normals = normals - normals.mean(1, keepdim=True)
         normals = normals / normals.square().mean(1, keepdim=True).sqrt()
         return normals.contiguous().to(device=device, dtype=dtype)
+
+
+def drawn_normals(
+    shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None = None
+) -> Tensor:
+    """Return fresh standard normals of a shape, in the dtype and on the device of ``like``."""
+    return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)

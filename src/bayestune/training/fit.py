@@ -10,7 +10,7 @@ from typing import Any
 from bayestune.config import Recipe, from_mapping, merge, nest_sections, to_mapping
 from bayestune.data import Task
 from bayestune.errors import ConfigError, DataError
-from bayestune.finalize import has_choices
+from bayestune.finalize import REFRESHES, has_choices
 from bayestune.head import GaussianHead
 from bayestune.model import BayesModel
 from bayestune.progress import Progress, shown
@@ -84,7 +84,7 @@ def _needs_held_out(model: BayesModel) -> bool:
     if recipe.train.patience > 0 or finalize.temperature == "auto":
         return True
     gaussian = isinstance(model.head, GaussianHead)  # a refreshed point head has become one
-    refreshed = gaussian or finalize.refresh in ("block", "eigen", "diagonal")
+    refreshed = gaussian or finalize.refresh in REFRESHES
     return (gaussian and recipe.train.kl == "auto") or (refreshed and has_choices(finalize))
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -88,7 +87,9 @@ class Session:
         self.journal.open(
             self.recipe, self.facts, resumed=bool(found), overwrite=overwrite or resume
         )
-        with _own_rng(self.model.backbone.device):
+        device = self.model.backbone.device
+        # The caller's global random numbers stay as they were.
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             self.optimise(found)
         if self.best_tensors and self.recipe.train.keep == "best":
             restore(self.model.backbone, self.model.head, self.best_tensors)
@@ -344,13 +345,6 @@ class Session:
 
 def _candidate(kappa: float) -> str:
     return f"{RACE}/{kappa:g}"
-
-
-@contextmanager
-def _own_rng(device: torch.device) -> Iterator[None]:
-    """Leave the caller's global random numbers as they were."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        yield
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
