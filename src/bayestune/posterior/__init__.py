@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
-from bayestune.posterior import bounds, dense, diagonal, eigen, kronecker, laplace, low_rank
+from bayestune.posterior import (
+    bounds,
+    curvature,
+    dense,
+    diagonal,
+    eigen,
+    evidence,
+    joint,
+    kronecker,
+    laplace,
+    low_rank,
+    subspace,
+)
 from bayestune.posterior.ascent import Ascent, ascend
+from bayestune.posterior.mode import mode
 from bayestune.posterior.predictive import Predictive
 
 __all__ = [
@@ -11,10 +24,15 @@ __all__ = [
     "Predictive",
     "ascend",
     "bounds",
+    "curvature",
     "dense",
     "diagonal",
     "eigen",
+    "evidence",
+    "joint",
     "kronecker",
     "laplace",
     "low_rank",
+    "mode",
+    "subspace",
 ]
