@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bayestune.finalize.features import Features
-from bayestune.finalize.laplace import REFRESHES
+from bayestune.finalize.options import KAPPAS
+from bayestune.finalize.refresh import REFRESHES
 from bayestune.finalize.select import Candidate, has_choices, select
 from bayestune.finalize.temperature import (
     clearly_worse,
@@ -14,6 +15,7 @@ from bayestune.finalize.temperature import (
 )
 
 __all__ = [
+    "KAPPAS",
     "REFRESHES",
     "Candidate",
     "Features",

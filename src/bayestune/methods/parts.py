@@ -83,7 +83,9 @@ def finalize(
     if isinstance(head, LinearHead) and config.refresh in REFRESHES:
         head = _gaussian_around(head, fit, recipe.head.prior_scale)
     if isinstance(head, GaussianHead):
-        tried, chosen = select(head, fit, held_out, config, recipe.predict, progress)
+        tried, chosen = select(
+            head, fit, held_out, config, recipe.predict, progress, kl=recipe.train.kl
+        )
         report = {**vars(chosen), "family": head.family, "tried": [vars(c) for c in tried]}
         temperature = chosen.temperature
     elif config.temperature == "auto":

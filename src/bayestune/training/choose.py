@@ -13,13 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from bayestune.config import PredictConfig
-from bayestune.finalize import Features, clearly_worse, fit_temperature, item_nll, predictive_at
+from bayestune.finalize import (
+    KAPPAS,
+    Features,
+    clearly_worse,
+    fit_temperature,
+    item_nll,
+    predictive_at,
+)
 from bayestune.head import GaussianHead
 from bayestune.methods import Method
 from bayestune.model import BayesModel
-
-#: KL weights tried: the ELBO itself, and colder posteriors for easy or many-class tasks.
-KAPPAS = (1.0, 0.3, 0.1)
 
 
 def candidates(model: BayesModel) -> tuple[float, ...]:
