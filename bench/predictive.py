@@ -12,7 +12,6 @@ float32, as in a prediction, and are timed in turns within the same process.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import platform
 import statistics
@@ -23,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayestune.files import write_json, write_text
+from bayestune.files import read_json, write_json, write_text
 from bayestune.posterior import Predictive
 from bayestune.posterior.normals import default_samples
 
@@ -187,7 +186,7 @@ def main() -> None:
                 print(file, flush=True)
     if args.table:
         files = [args.out / f"K{K}_v{v:g}.json" for K in CLASSES for v in VARIANCES]
-        write_text(args.table, table([json.loads(f.read_text("utf-8")) for f in files], args))
+        write_text(args.table, table([read_json(f) for f in files], args))
 
 
 if __name__ == "__main__":
