@@ -139,7 +139,8 @@ class CacheConfig:
 class PredictConfig:
     """How logit moments become probabilities."""
 
-    predictive: Literal["sample", "exact", "probit"] = "sample"
+    #: auto: exact for two classes, sample for more
+    predictive: Literal["auto", "sample", "exact", "probit", "laplace_bridge"] = "auto"
     samples: int | Literal["auto"] = "auto"  # logit-space samples; they cost no backbone pass
 
     def __post_init__(self) -> None:
