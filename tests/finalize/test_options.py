@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,10 +14,11 @@ from bayestune.config import FinalizeConfig, Recipe
 from bayestune.errors import ConfigError
 from bayestune.finalize import Features, has_choices, select
 from bayestune.finalize.options import KAPPAS, PRECISIONS
-from bayestune.finalize.refresh import excess, measure
+from bayestune.finalize.refresh import excess, measure, own_curvature
 from bayestune.head import GaussianHead, LinearHead
 from bayestune.methods import parts
 from bayestune.posterior import bounds, dense
+from bayestune.posterior.curvature import block
 
 FIXED: dict[str, Any] = {
     "refresh": "block",
@@ -107,6 +109,25 @@ def test_the_evidence_wants_more_precision_where_labels_are_noise(rows, gaussian
         select(gaussian(), f, None, config(precision="evidence"))[1].value for f in (fit, noise)
     ]
     assert found[1] > 3 * found[0]
+
+
+@pytest.mark.parametrize("groups", ["class", "feature"])
+def test_precisions_of_groups_have_more_evidence_than_one(rows, gaussian, groups) -> None:
+    fit = rows(300)
+    fit.phi[:, :3] *= 20  # features of two scales, and weights of as many
+    only = config(precision="evidence")
+    shared = select(gaussian(), fit, None, only)[1]
+    head = gaussian()
+    _, chosen = select(head, fit, None, replace(only, groups=groups))
+    assert head.family == "dense" and chosen.log_evidence > shared.log_evidence + 0.3
+    own = own_curvature(head.weight, fit.phi, fit)
+    var = head.moments(fit.phi)[1]
+    with torch.no_grad():  # the covariance is one of these curvatures and of some diagonal prior
+        S = (head.factor @ head.factor.mT).double()
+        rest = torch.linalg.inv(S) - block(fit.phi.double(), own.double())
+        prior = rest.diagonal(dim1=1, dim2=2)
+        assert (rest - torch.diag_embed(prior)).abs().max() < 1e-2 * prior.max()
+    assert torch.isfinite(var).all() and (prior > 0).all()
 
 
 @pytest.mark.parametrize("kappa", [1.0, 0.1])
@@ -204,6 +225,7 @@ def test_a_point_estimate_can_be_refitted(rows, gaussian) -> None:
     [
         ({"refresh": "none"}, r"finalize.refit is 'mode'"),
         ({"refit": "ascent", "refresh": "full"}, r"classes are independent"),
+        ({"groups": "class", "refresh": "eigen"}, r"dense class blocks"),
     ],
 )
 def test_options_that_contradict_each_other_are_errors(wrong, message) -> None:

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from bayestune.posterior import curvature
+from bayestune.posterior import curvature, dense
 from bayestune.posterior.evidence import log_evidence, updated_precision
-from bayestune.posterior.laplace import Block
+from bayestune.posterior.laplace import Block, Given
 from bayestune.posterior.mode import mode
 
 N, K, D = 40, 3, 4
@@ -38,9 +38,12 @@ def test_evidence_of_a_gaussian_likelihood_is_the_known_answer(tau):
 
 def test_the_fixed_point_is_where_the_evidence_of_a_gaussian_likelihood_is_largest():
     tau = torch.tensor(1.0, dtype=torch.float64)
+    one = torch.zeros(1, D, dtype=torch.int64)
     for _ in range(300):
         at, M, values, _, _ = linear_gaussian(tau)
-        tau = updated_precision(at, M, values, tau)
+        # Only the sum over a group counts, and that of the diagonal is that of the eigenvalues.
+        variance = (1 / (values + tau))[None]
+        tau = updated_precision(at, M, variance, tau.expand(1, D), one)[0, 0]
     best = linear_gaussian(tau)[-1]
     for factor in (0.9, 1.1):
         assert linear_gaussian(factor * tau)[-1] < best
@@ -57,36 +60,51 @@ def classes(seed: int = 0):
     return phi, labels
 
 
+GROUPS = {
+    "shared": torch.zeros(K, D, dtype=torch.int64),
+    "class": torch.arange(K)[:, None].expand(K, D),
+    "feature": torch.tensor([0, 0, 1, 1]).expand(K, D),
+}
+
+
 def at_mode(phi, labels, tau):
     def likelihood(mu):
         return mu.log_softmax(1).gather(1, labels[:, None]).sum()
 
     zero = torch.zeros(K, D, dtype=torch.float64)
     W = mode(phi, zero, zero, tau, likelihood, tolerance=1e-9)
-    form = Block.of(phi, curvature.bernoulli((phi @ W.T).softmax(1)))
-    return W, zero, form.values, likelihood(phi @ W.T)
+    own = curvature.bernoulli((phi @ W.T).softmax(1))
+    return W, zero, own, likelihood(phi @ W.T)
 
 
 def test_a_precision_of_each_class_has_the_determinants_of_the_formula():
     phi, labels = classes()
     tau = torch.tensor([[0.3], [1.0], [4.0]], dtype=torch.float64)
-    W, zero, values, likelihood = at_mode(phi, labels, tau)
+    W, zero, own, likelihood = at_mode(phi, labels, tau)
+    values = Block.of(phi, own).values
     log_det = (values + tau).log().sum() - D * tau.log().sum()
     expected = likelihood - 0.5 * (log_det + (tau * W.square()).sum())
     torch.testing.assert_close(log_evidence(likelihood, W, zero, values, tau), expected)
 
 
-@pytest.mark.parametrize("shared", [True, False])
-def test_the_fixed_point_raises_the_evidence_of_a_classifier(shared):
+@pytest.mark.parametrize("groups", list(GROUPS))
+def test_the_fixed_point_raises_the_evidence_of_a_classifier(groups):
     phi, labels = classes()
-    start = torch.tensor(30.0, dtype=torch.float64)
-    tau = start if shared else start.expand(K, 1)
+    if groups == "feature":
+        phi[:, :2] *= 10  # features of two scales
+    tau = torch.full((K, D), 30.0, dtype=torch.float64)
     found = []
-    for _ in range(30):
-        W, zero, values, likelihood = at_mode(phi, labels, tau)
-        found.append(float(log_evidence(likelihood, W, zero, values, tau)))
-        tau = updated_precision(W, zero, values, tau)
+    for _ in range(60):
+        W, zero, own, likelihood = at_mode(phi, labels, tau)
+        L = Given.of(phi, own, tau).factor
+        log_det = 2 * torch.linalg.slogdet(L).logabsdet.sum() + tau.log().sum()
+        found.append(float(likelihood + 0.5 * (log_det - (tau * W.square()).sum())))
+        tau = updated_precision(W, zero, dense.marginal_scale(L).square(), tau, GROUPS[groups])
     assert found[-1] > found[0] + 0.5
     assert abs(found[-1] - found[-2]) < 1e-3
-    if not shared:  # the class whose weights are small is held closest to the prior
-        assert tau[0] > 3 * tau[2]
+    for group in GROUPS[groups].unique():
+        assert len(tau[GROUPS[groups] == group].unique()) == 1
+    if groups == "class":  # the class whose weights are small is held closest to the prior
+        assert tau[0, 0] > 3 * tau[2, 0]
+    if groups == "feature":
+        assert tau[0, 0] > 10 * tau[0, 2]

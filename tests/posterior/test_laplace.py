@@ -115,6 +115,21 @@ def test_the_block_posterior_inverts_every_block(tau):
     torch.testing.assert_close(dense.logit_moments(phi, W, form.spread(tau))[1], expected)
 
 
+def test_blocks_at_a_precision_of_every_weight():
+    phi, W, probs, weights, _ = problem()
+    own = curvature.bernoulli(probs, weights)
+    tau = torch.rand(K, D, generator=torch.Generator().manual_seed(5), dtype=torch.float64) + 0.1
+    form = laplace.Given.of(phi, own, tau)
+    inverse = torch.linalg.inv(curvature.block(phi, own) + torch.diag_embed(tau))
+    expected = torch.einsum("ni,kij,nj->nk", phi, inverse, phi)
+    torch.testing.assert_close(form.variance(phi), expected)
+    torch.testing.assert_close(dense.logit_moments(phi, W, form.spread())[1], expected)
+    same = laplace.Given.of(phi, own, torch.full((K, D), 0.3).double()).variance(phi)
+    torch.testing.assert_close(same, laplace.Block.of(phi, own).variance(phi, 0.3))
+    with pytest.raises(NumericsError, match="class 0"):
+        laplace.Given.of(phi, own, torch.full((K, D), -1e6).double())
+
+
 @pytest.mark.parametrize("tau", [0.7, torch.tensor([[0.1], [2.0], [9.0]])])
 def test_the_diagonal_posterior_inverts_the_diagonal(tau):
     phi, W, probs, _, _ = problem()

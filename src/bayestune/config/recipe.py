@@ -95,6 +95,7 @@ class FinalizeConfig:
     refit: Literal["none", "mode", "ascent"] = "none"  # whether the mean moves with the covariance
     #: of the refresh, in units of the prior's precision; evidence: by the training labels alone
     precision: float | Literal["auto", "evidence"] = "auto"
+    groups: Literal["shared", "class", "feature"] = "shared"  # weights that share the evidence's
     scale: float | Literal["auto"] = "auto"  # factor on the trained standard deviations
     temperature: float | Literal["auto", "none"] = "auto"  # auto: by held-out likelihood
 
@@ -119,6 +120,12 @@ class FinalizeConfig:
             self.refresh,
             "auto, diagonal, eigen or block with finalize.refit=ascent, whose classes are "
             "independent",
+        )
+        _check(
+            self.groups == "shared" or self.refresh in ("auto", "block"),
+            "finalize.refresh",
+            self.refresh,
+            "auto or block with finalize.groups, whose precisions go into dense class blocks",
         )
 
 

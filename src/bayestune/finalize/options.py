@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 
 from bayestune.config import FinalizeConfig
 from bayestune.finalize import refresh
 from bayestune.finalize.features import Features
 from bayestune.head import GaussianHead
-from bayestune.posterior import ascend, bounds, laplace, mode
-from bayestune.posterior.evidence import log_evidence
+from bayestune.posterior import ascend, bounds, dense, laplace, mode
+from bayestune.posterior.evidence import log_evidence, updated_precision
 from bayestune.posterior.mode import basis_of
 
 Kind = Literal["trained", "refreshed", "ascended"]
@@ -35,6 +36,9 @@ KAPPAS = (1.0, 0.3, 0.1)
 #: Standard deviation of the prior on the logarithm of a precision, one decade: a handful of rows
 #: held out cannot drive the choice to extremes, a few hundred leave it where they want it.
 PRIOR_SD = math.log(10)
+
+#: Fixed-point steps of grouped precisions at most, what counts as settled, and how far they go.
+_ROUNDS, _SETTLED, _RANGE = 30, 0.02, 1e4
 
 _ASCENDED = {"diagonal": laplace.Diagonal, "eigen": laplace.Eigen, "block": laplace.Block}
 
@@ -124,6 +128,8 @@ def options(
             found = _at_modes(head, fit, phi, name, of_kind["refreshed"])
         if config.precision == "evidence":
             best = max(found, key=lambda option: option.log_evidence or -math.inf)
+            if config.groups != "shared":
+                best = _by_groups(head, fit, phi, config.groups, best)
             of_kind["refreshed"], found = [best.value], iter([best])
         if config.refit == "none":
             found = _refreshed(head, fit, phi, name, of_kind["refreshed"])
@@ -166,7 +172,7 @@ def _at_modes(
         weight = mode(wide, weight, centre, tau, likelihood, basis=basis, tolerance=1e-4)
         mean = weight.to(head.weight)
         form = refresh.measure(mean, fit, name)
-        values = (form.block if isinstance(form, laplace.Span) else form).values.double()
+        values = (form.block if isinstance(form, laplace.Span) else form).values.double()  # pyright: ignore
         evidence = log_evidence(likelihood(wide @ weight.T), weight, centre, values, tau)
         yield Option(
             "refreshed",
@@ -180,6 +186,48 @@ def _at_modes(
             float(evidence),
             refresh.excess(form, fit.phi, tau),
         )
+
+
+def _by_groups(
+    head: GaussianHead, fit: Features, phi: Tensor, groups: str, start: Option
+) -> Option:
+    """Return class blocks whose precisions, one per group, are the evidence's fixed point."""
+    wide, own = fit.phi.double(), refresh.groups_of(groups, head, fit)
+    basis, centre = basis_of(wide), head.prior_mean.double()
+    assert start.mean is not None
+    weight, tau = start.mean.double(), torch.full_like(centre, start.precision)
+
+    def likelihood(logits: Tensor) -> Tensor:
+        return refresh.log_likelihood(logits, fit)
+
+    for _ in range(_ROUNDS):
+        weight = mode(wide, weight, centre, tau, likelihood, basis=basis, tolerance=1e-4)
+        form = laplace.Given.of(wide, refresh.own_curvature(weight, wide, fit), tau)
+        updated = updated_precision(
+            weight, centre, dense.marginal_scale(form.factor).square(), tau, own
+        ).clamp(start.precision / _RANGE, start.precision * _RANGE)
+        still = (updated / tau).log().abs().max() < _SETTLED
+        tau = updated
+        if still:
+            break
+    weight = mode(wide, weight, centre, tau, likelihood, basis=basis, tolerance=1e-4)
+    mean = weight.to(head.weight)
+    form = laplace.Given.of(fit.phi, refresh.own_curvature(mean, fit.phi, fit), tau.to(head.weight))
+    log_det = 2 * torch.linalg.slogdet(form.factor.double()).logabsdet.sum() + tau.log().sum()
+    penalty = (tau * (weight - centre).square()).sum()
+    evidence = likelihood(wide @ weight.T) + 0.5 * (log_det - penalty)
+    typical = float(tau.log().mean().exp())
+    return replace(
+        start,
+        value=typical / _unit(head),
+        mu=phi @ mean.T,
+        var=form.variance(phi),
+        form=form,
+        precision=typical,
+        mean=mean,
+        log_evidence=float(evidence),
+        excess=None,
+    )
 
 
 def _ascended(

@@ -77,8 +77,7 @@ def measure(weight: Tensor, fit: Features, name: str) -> laplace.Form:
         fit: training features.
         name: one of `REFRESHES`.
     """
-    probs = present(fit.phi @ weight.T, fit).softmax(dim=1)
-    own = curvature.bernoulli(probs, fit.weights)
+    own = own_curvature(weight, fit.phi, fit)
     if name == "diagonal":
         return laplace.Diagonal.of(fit.phi, own)
     if name == "eigen":
@@ -89,7 +88,29 @@ def measure(weight: Tensor, fit: Features, name: str) -> laplace.Form:
     if name == "full" and len(weight) == 2:
         return laplace.Kronecker.of_two(fit.phi, own)
     form = laplace.Full if name == "full" else laplace.Kronecker
+    probs = present(fit.phi @ weight.T, fit).softmax(dim=1)
     return form.of(fit.phi, probs, fit.weights)
+
+
+def own_curvature(weight: Tensor, phi: Tensor, fit: Features) -> Tensor:
+    """Return ω_n p_nk (1 − p_nk) of training rows at a mean, ``(N, K)``; φ in any precision."""
+    return curvature.bernoulli(present(phi @ weight.T, fit).softmax(dim=1), fit.weights)
+
+
+def groups_of(groups: str, head: GaussianHead, fit: Features) -> Tensor:
+    """Return which weights share a prior precision, int64 ``(K, D)``.
+
+    Args:
+        groups: ``class``, one group per class, or ``feature``: features whose mean energies lie in
+            the same octave of their standard deviation.
+        head: gives the shape.
+        fit: training features.
+    """
+    K, D = head.num_classes, head.in_features
+    if groups == "class":
+        return torch.arange(K, device=fit.phi.device)[:, None].expand(K, D)
+    octave = fit.phi.double().square().mean(0).clamp_min(1e-30).log2().div(2).round()
+    return octave.unique(return_inverse=True)[1].expand(K, D)
 
 
 def excess(form: laplace.Form, phi: Tensor, precision: float) -> float | None:
@@ -119,7 +140,7 @@ def install(head: GaussianHead, form: laplace.Form, precision: float) -> None:
         case laplace.Eigen():
             scale, basis, _ = form.spread(precision)
             head.set_spread("eigen", log_scale=scale.log(), basis=basis)
-        case laplace.Block():
+        case laplace.Block() | laplace.Given():
             head.set_spread("dense", factor=form.spread(precision))
         case laplace.Span():
             factor, basis, rest = form.spread(precision)

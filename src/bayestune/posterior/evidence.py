@@ -39,29 +39,35 @@ def log_evidence(
 
 
 def updated_precision(
-    mean: Tensor, prior_mean: Tensor, eigenvalues: Tensor, precision: float | Tensor
+    mean: Tensor, prior_mean: Tensor, variance: Tensor, precision: Tensor, groups: Tensor
 ) -> Tensor:
-    """Return the precision that one fixed-point step of the evidence gives.
+    """Return the precisions that one fixed-point step of the evidence gives, one per group.
 
-        τ ← γ / ‖w* − m‖²,   γ = Σ_d λ_d / (λ_d + τ)
+        τ_g ← γ_g / Σ_{kd ∈ g} (w* − m)²_kd,   γ_g = Σ_{kd ∈ g} (1 − τ_kd Var w_kd)
 
     γ counts the weights that the data determine. At the fixed point the evidence is stationary in
-    τ, curvature and mode held. A precision ``(K, 1)`` is updated class by class.
+    every τ, curvature and mode held; where the data determine nothing there is none, and τ grows
+    from step to step.
 
     Args:
         mean: the mode W*, ``(K, D)``.
         prior_mean: prior mean M, broadcastable to ``(K, D)``.
-        eigenvalues: eigenvalues of G; for one τ in any shape, for one per class ``(K, D)``.
-        precision: prior precision τ, a scalar or ``(K, 1)``.
+        variance: posterior variances of the single weights, ``(K, D)``.
+        precision: prior precisions τ, ``(K, D)``, equal within a group.
+        groups: index of the group of every weight, int64 ``(K, D)``.
 
     Returns:
-        The precision, a scalar or ``(K, 1)`` as it was given.
+        The precisions, ``(K, D)``.
 
-    Source: MacKay, Bayesian interpolation (1992), equation 32.
+    Source: MacKay, Bayesian interpolation (1992), equation 32; for groups, Tipping, Sparse Bayesian
+    learning and the relevance vector machine (2001), equation 16.
     """
-    tau = torch.as_tensor(precision, dtype=mean.dtype, device=mean.device)
-    determined = eigenvalues / (eigenvalues + tau)
-    distance = (mean - prior_mean).square()
-    if tau.ndim:
-        return determined.sum(1, keepdim=True) / distance.sum(1, keepdim=True)
-    return determined.sum() / distance.sum()
+    count = int(groups.max()) + 1
+    flat = groups.flatten()
+
+    def total(x: Tensor) -> Tensor:
+        return x.new_zeros(count).index_add_(0, flat, x.flatten())
+
+    distance = total((mean - prior_mean).square())
+    determined = total((1 - precision * variance).clamp_min(torch.finfo(mean.dtype).eps))
+    return (determined / distance)[groups]

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from bayestune.errors import ConfigError, NumericsError
-from bayestune.posterior import curvature, eigen, joint, subspace
+from bayestune.posterior import curvature, dense, eigen, joint, subspace
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,40 @@ class Block:
     def spread(self, precision: float | Tensor) -> Tensor:
         """Return covariance factors Q_k diag(λ_k + τ)^-½ for `posterior.dense`, ``(K, D, D)``."""
         return self.vectors * _deviations(self.values, precision).unsqueeze(1)
+
+
+@dataclass(frozen=True)
+class Given:
+    """Class blocks at one prior precision for every weight, S_k = (Σ_n c_nk φφᵀ + diag τ_k)⁻¹.
+
+    Attributes:
+        factor: factors of the S_k, upper triangular, ``(K, D, D)``.
+    """
+
+    factor: Tensor
+
+    @classmethod
+    def of(cls, phi: Tensor, own: Tensor, precision: Tensor) -> Given:
+        """Measure it on features ``(N, D)`` with curvatures ``(N, K)`` at precisions ``(K, D)``."""
+        factor = curvature.block(phi, own)
+        eye = torch.eye(phi.shape[1], dtype=torch.float64, device=phi.device)
+        for k, A in enumerate(factor):
+            root, failed = torch.linalg.cholesky_ex(A.double() + precision[k].double().diag())
+            if failed:
+                raise NumericsError(
+                    f"The curvature of class {k} plus its prior precision is not positive "
+                    "definite. Check the features for infinities."
+                )
+            factor[k] = torch.linalg.solve_triangular(root, eye, upper=False).T
+        return cls(factor)
+
+    def variance(self, phi: Tensor, precision: float | Tensor = 1.0) -> Tensor:
+        """Return logit variances v_k = ‖L_kᵀφ‖², ``(B, K)``; the precision is already in it."""
+        return dense.logit_moments(phi, phi.new_zeros(1, phi.shape[1]), self.factor)[1]
+
+    def spread(self, precision: float | Tensor = 1.0) -> Tensor:
+        """Return covariance factors for `posterior.dense`, ``(K, D, D)``."""
+        return self.factor
 
 
 @dataclass(frozen=True)
@@ -214,7 +248,7 @@ class Full:
         return self.vectors * _deviations(self.values, precision)
 
 
-Form = Diagonal | Eigen | Block | Span | Kronecker | Full
+Form = Diagonal | Eigen | Block | Given | Span | Kronecker | Full
 
 
 def _eigh(A: Tensor) -> tuple[Tensor, Tensor]:

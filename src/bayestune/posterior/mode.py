@@ -28,7 +28,7 @@ def mode(
 ) -> Tensor:
     """Return the weights that maximise a concave log likelihood with a Gaussian prior.
 
-        W* = argmax_W  ℓ(Wφ_1 … Wφ_N) − ½ Σ_kd τ (w − m)²_kd
+        W* = argmax_W  ℓ(Wφ_1 … Wφ_N) − ½ Σ_kd τ_kd (w − m)²_kd
 
     L-BFGS on W = M + V diag(λ + τ)^-½ Qᵀ with Σφφᵀ = Q diag(λ) Qᵀ: the features of a language model
     have directions whose energies differ by many orders, and in these units the curvature lies
@@ -38,7 +38,7 @@ def mode(
         phi: features, ``(N, D)``; float64 reaches the optimum itself.
         start: where to begin, ``(K, D)``.
         prior_mean: prior mean M, ``(K, D)``.
-        precision: prior precision τ, a scalar or ``(K, 1)``.
+        precision: prior precision τ, a scalar, ``(K, 1)`` or ``(K, D)``.
         log_likelihood: of logits ``(N, K)``, summed over rows; concave.
         basis: `basis_of` the features, where it is known.
         tolerance: largest gradient in these units, per root of a row, at which to stop.
@@ -47,7 +47,10 @@ def mode(
         The weights, ``(K, D)``.
     """
     values, vectors = basis_of(phi) if basis is None else basis
-    scale = (values + precision).rsqrt()  # (D,) or (K, D)
+    tau = torch.as_tensor(precision, dtype=phi.dtype, device=phi.device)
+    by_feature = tau.ndim == 2 and tau.shape[1] > 1
+    turned = tau.log().mean(1, keepdim=True).exp() if by_feature else tau
+    scale = (values + turned).rsqrt()  # (D,) or (K, D)
     z = phi @ vectors  # (N, D)
     centre = prior_mean @ vectors
     moved = ((start @ vectors - centre) / scale).requires_grad_()
@@ -64,7 +67,8 @@ def mode(
         optimiser.zero_grad()
         offset = scale * moved
         fit = log_likelihood(z @ (centre + offset).T)
-        loss = 0.5 * (precision * offset.square()).sum() - fit
+        own = offset @ vectors.T if by_feature else offset
+        loss = 0.5 * (tau * own.square()).sum() - fit
         loss.backward()
         return loss
 
