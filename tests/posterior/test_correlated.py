@@ -233,6 +233,17 @@ def test_temporaries_do_not_grow_with_the_batch(method, covariance, monkeypatch)
     assert found[1] <= 8 * 2**17
 
 
+def test_two_classes_are_integrated_in_blocks_too(monkeypatch):
+    mean = torch.linspace(-3, 3, 2000, dtype=torch.float64)
+    whole = quadrature.expected_sigmoid(mean, mean.square())
+    monkeypatch.setattr(quadrature, "_ELEMENTS", 2**12)
+    with Largest(mean) as seen:
+        blocks = quadrature.expected_sigmoid(mean, mean.square())
+    assert seen.bytes < 2 * 8 * 2**12
+    for one, other in zip(blocks, whole, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-14)
+
+
 @pytest.mark.parametrize("method", ["sample", "exact", "probit", "laplace_bridge", "draws"])
 def test_the_size_of_a_block_changes_nothing(method, monkeypatch):
     mu, cov = problem(50, 16, 3.0)

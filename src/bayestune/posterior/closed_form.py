@@ -64,7 +64,9 @@ def laplace_bridge(mu: Tensor, var: Tensor, mask: Tensor | None = None) -> tuple
     μ and Σ are those of z − z̄, the logits less their mean over the classes. That leaves softmax(z)
     what it is; conditioning on z̄ = 0, as in the paper, would change it unless all variances are
     equal. A Dirichlet has K parameters and cannot follow the K variances as well: only for two
-    classes does p tend to softmax(μ) as the variance falls.
+    classes does p tend to softmax(μ) as the variance falls. Measured, it is off by a total
+    variation of .005 for two classes of variance .1, of .09 at 4, and of .14 or more for five
+    classes at any variance: for comparison, not for use.
 
     Args:
         mu: logit means, ``(B, K)``.

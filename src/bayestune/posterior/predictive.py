@@ -55,15 +55,10 @@ class Predictive:
     ) -> Predictive:
         """Predict from Gaussian logits z ~ N(μ, Σ), independent ones given by their variances.
 
-        ========== ==================================================== ======================
-        method     E softmax(z) and E H(softmax(z)) by                  correlated logits
-        ========== ==================================================== ======================
-        sample     averaging over fixed low-discrepancy draws           yes
-        exact      numerical integration, to six digits                 for two classes
-        probit     damped log-odds, `closed_form.probit`                yes
-        laplace_bridge  a Dirichlet, `closed_form.laplace_bridge`       yes
-        auto       exact for two classes, sample for more
-        ========== ==================================================== ======================
+        ``"sample"`` averages softmax over fixed low-discrepancy draws; ``"exact"`` integrates
+        numerically, to six digits, independent logits or two classes (over their difference);
+        ``"probit"`` and ``"laplace_bridge"`` are `closed_form` approximations; ``"auto"`` is exact
+        for two classes and samples more. docs/results/predictive.md has their errors and costs.
 
         All are deterministic: a row's result does not depend on its batch beyond rounding, and
         renaming the classes does nothing but rename them, in a covariance too. A shift common to
