@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bayestune.finalize.features import Features
+from bayestune.finalize.generative import retake
 from bayestune.finalize.laplace import REFRESHES
 from bayestune.finalize.select import Candidate, has_choices, select
 from bayestune.finalize.temperature import (
@@ -11,6 +12,7 @@ from bayestune.finalize.temperature import (
     held_out_nll,
     item_nll,
     predictive_at,
+    search_temperature,
 )
 
 __all__ = [
@@ -23,5 +25,7 @@ __all__ = [
     "held_out_nll",
     "item_nll",
     "predictive_at",
+    "retake",
+    "search_temperature",
     "select",
 ]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bayestune.finalize.features import Features
-from bayestune.head import GaussianHead
+from bayestune.head import GaussianHead, OrdinalHead
 from bayestune.posterior import laplace
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,9 @@ def covariance_of(refresh: str, head: GaussianHead) -> str:
 
 
 @torch.no_grad()
-def measure_curvature(head: GaussianHead, fit: Features, covariance: str) -> Curvature:
+def measure_curvature(
+    head: GaussianHead | OrdinalHead, fit: Features, covariance: str
+) -> Curvature:
     """Measure the curvature of the training likelihood at the head's mean.
 
     Args:
@@ -89,13 +91,24 @@ def measure_curvature(head: GaussianHead, fit: Features, covariance: str) -> Cur
         fit: training features.
         covariance: ``block``, ``eigen`` or ``diagonal``.
     """
+    probs, weights = _predicted(head, fit)
+    if covariance == "diagonal":
+        return Curvature(laplace.diagonal_curvature(fit.phi, probs, weights))
+    if covariance == "eigen":
+        return Curvature(laplace.EigenCurvature.of(fit.phi, probs, weights))
+    blocks = laplace.block_curvature(fit.phi, probs, weights)
+    return Curvature(laplace.BlockSpectrum.of(blocks))
+
+
+def _predicted(head: GaussianHead | OrdinalHead, fit: Features) -> tuple[Tensor, Tensor | None]:
+    """Return probabilities ``(N, K)`` and weights ``(N,)`` of which ω p(1 − p) is the curvature."""
+    if isinstance(head, OrdinalHead):
+        # One row, whose curvature is no p(1 − p): it goes with the weights, as a multiple of ¼.
+        weights = 4 * head.curvature(fit.phi, fit.labels)
+        if fit.weights is not None:
+            weights = weights * fit.weights
+        return torch.full_like(weights, 0.5).unsqueeze(1), weights
     logits = head(fit.phi)
     if fit.mask is not None:
         logits = logits.masked_fill(~fit.mask, _ABSENT)
-    probs = logits.softmax(dim=1)
-    if covariance == "diagonal":
-        return Curvature(laplace.diagonal_curvature(fit.phi, probs, fit.weights))
-    if covariance == "eigen":
-        return Curvature(laplace.EigenCurvature.of(fit.phi, probs, fit.weights))
-    blocks = laplace.block_curvature(fit.phi, probs, fit.weights)
-    return Curvature(laplace.BlockSpectrum.of(blocks))
+    return logits.softmax(dim=1), fit.weights

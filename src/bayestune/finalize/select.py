@@ -6,6 +6,7 @@ precisions, each at its own temperature. All work on cached features; the backbo
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,11 +21,11 @@ from bayestune.finalize.features import Features
 from bayestune.finalize.laplace import Curvature, covariance_of, measure_curvature
 from bayestune.finalize.temperature import (
     clearly_worse,
-    fit_temperature,
     item_nll,
     predictive_at,
+    search_temperature,
 )
-from bayestune.head import GaussianHead
+from bayestune.head import GaussianHead, OrdinalHead
 from bayestune.progress import Progress, silent
 
 #: Precisions of the refresh, in units of the prior's own precision 1/σ₀².
@@ -55,7 +56,7 @@ class Candidate:
 
 
 def select(
-    head: GaussianHead,
+    head: GaussianHead | OrdinalHead,
     fit: Features,
     held_out: Features | None,
     config: FinalizeConfig,
@@ -86,10 +87,11 @@ def select(
     Raises:
         ConfigError: if something is to be chosen and nothing is held out.
     """
+    rows = head.row if isinstance(head, OrdinalHead) else head
     curvature = None
     if config.refresh != "none":
-        curvature = measure_curvature(head, fit, covariance_of(config.refresh, head))
-    unit = float(torch.exp(-head.log_prior_variance))
+        curvature = measure_curvature(head, fit, covariance_of(config.refresh, rows))
+    unit = float(torch.exp(-rows.log_prior_variance))
     grid = list(_grid(config))
     if held_out is None:
         if has_choices(config):
@@ -99,13 +101,18 @@ def select(
             )
         kind, value = grid[0]
         only = Candidate(kind, value, _given(config.temperature), None)
-        _install(head, curvature, only, unit)
+        _install(rows, curvature, only, unit)
         return [only], only
     with torch.no_grad():
         mu, trained = head.moments(held_out.phi)
     losses: dict[Candidate, Tensor] = {}
     temperature = _given(config.temperature)
-    rows = (held_out.labels, held_out.mask)
+
+    def probs(var: Tensor, temperature: float) -> Tensor:
+        if isinstance(head, OrdinalHead):
+            return head.at(mu, var, temperature).probs
+        return predictive_at(mu, var, temperature, held_out.mask, predict).probs
+
     with progress("choosing the covariance", len(grid)) as advance:
         for kind, value in grid:
             var = trained * value**2
@@ -113,18 +120,18 @@ def select(
                 var = curvature.variance(held_out.phi, value * unit)
             if config.temperature == "auto":
                 # The neighbour's temperature is near: half the evaluations from there.
-                temperature, _ = fit_temperature(mu, var, *rows, config=predict, start=temperature)
-            probs = predictive_at(mu, var, temperature, held_out.mask, predict).probs
-            loss = item_nll(probs, held_out.labels)
+                at = functools.partial(probs, var)
+                temperature, _ = search_temperature(at, held_out.labels, temperature)
+            loss = item_nll(probs(var, temperature), held_out.labels)
             losses[Candidate(kind, value, temperature, float(loss.mean()))] = loss
             advance(1)
     chosen = _best(losses)
-    _install(head, curvature, chosen, unit)
+    _install(rows, curvature, chosen, unit)
     return list(losses), chosen
 
 
 def has_choices(config: FinalizeConfig) -> bool:
-    """Return whether a recipe leaves something about a Gaussian head to held-out rows."""
+    """Return whether a recipe leaves something about Gaussian rows to held-out rows."""
     return config.temperature == "auto" or len(list(_grid(config))) > 1
 
 

@@ -89,16 +89,16 @@ class Predictive:
         with torch.autocast(mu.device.type, enabled=False):
             if method == "sample":
                 count = default_samples(mu.shape[1]) if samples is None else samples
-                return cls._split(*_sampled(mu, var, count, seed, mask))
+                return cls.split(*_sampled(mu, var, count, seed, mask))
             if method == "exact":
                 if mu.shape[1] == 2 and mask is None:
                     # Either class from its own side: 1 − p would lose a small probability.
                     ahead = (mu - mu.flip(-1)).flatten()
                     p, aleatoric = expected_sigmoid(ahead, var.sum(1).repeat_interleave(2))
-                    return cls._split(p.view_as(mu), aleatoric.view_as(mu)[:, 0])
-                return cls._split(*expected_softmax(mu, var, mask))
+                    return cls.split(p.view_as(mu), aleatoric.view_as(mu)[:, 0])
+                return cls.split(*expected_softmax(mu, var, mask))
             if method == "probit":
-                return cls._split(*_probit(mu, var, mask))
+                return cls.split(*_probit(mu, var, mask))
         raise ConfigError(
             f"Unknown predictive method {method!r}.{nearest(method, get_args(Method))}"
         )
@@ -114,7 +114,7 @@ class Predictive:
         _require_some_class(mask)
         log_p = _present(_full_precision(logits, "logit"), mask).log_softmax(-1)
         p = log_p.exp()
-        return cls._split(p.mean(0), -(p * log_p).sum(-1).mean(0))
+        return cls.split(p.mean(0), -(p * log_p).sum(-1).mean(0))
 
     @classmethod
     def from_point(cls, logits: Tensor, mask: Tensor | None = None) -> Predictive:
@@ -143,7 +143,8 @@ class Predictive:
         return cls(*(torch.cat(tensors) for tensors in zip(*fields, strict=True)))
 
     @classmethod
-    def _split(cls, probs: Tensor, aleatoric: Tensor) -> Predictive:
+    def split(cls, probs: Tensor, aleatoric: Tensor) -> Predictive:
+        """Return the prediction of probabilities ``(B, K)`` and expected entropies ``(B,)``."""
         probs = probs / probs.sum(-1, keepdim=True)
         entropy = torch.special.entr(probs).sum(-1)
         # Rounding must not make information negative, nor break the sum.

@@ -1,0 +1,307 @@
+"""Gaussian classes and a posterior over their means: the generative last layer.
+
+    y ~ Cat(π),   x | y=k ~ N(μ_k, Σ),   μ_k ~ N(0, τ²I),   q(μ_k) = N(m_k, diag(s_k²))
+
+with one noise Σ = diag(σ²) for all classes. x is a feature in few axes of unit variance, see
+`posterior.projection`: over thousands of raw dimensions log densities and logits would grow with D
+until every softmax is saturated.
+
+Given Σ the posterior is conjugate: counts and sums of the classes determine it. A prediction is
+closed form, too, and takes the feature itself for an observation, as a generative model does:
+
+    p(y=k | x) ∝ π_k N(x; m_k, S_k + Σ),      p(x) = Σ_k π_k N(x; m_k, S_k + Σ)
+
+``scale`` holds standard deviations s (K, P); ``noise`` and ``prior_variance`` hold variances.
+
+Source: Harrison et al., Variational Bayesian last layers (arXiv 2404.11599), the generative model.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_ABSENT = -1e30
+
+
+class Statistics(NamedTuple):
+    """All that labelled features say about the classes.
+
+    Attributes:
+        counts: rows of each class, weighted, ``(K,)``.
+        sums: their sums Σ x, ``(K, P)``.
+        squares: Σ x² over all rows, ``(P,)``.
+    """
+
+    counts: Tensor
+    sums: Tensor
+    squares: Tensor
+
+    @classmethod
+    def of(
+        cls, x: Tensor, labels: Tensor, num_classes: int, weights: Tensor | None = None
+    ) -> Statistics:
+        """Count features ``(N, P)`` with class indices and factors on the rows, each ``(N,)``."""
+        omega = x.new_ones(len(x)) if weights is None else weights.to(x)
+        counts = x.new_zeros(num_classes).index_add_(0, labels, omega)
+        sums = x.new_zeros(num_classes, x.shape[1]).index_add_(0, labels, omega[:, None] * x)
+        return cls(counts, sums, omega @ x.square())
+
+
+class Fit(NamedTuple):
+    """A fitted model of the classes.
+
+    Attributes:
+        mean: posterior means m, ``(K, P)``.
+        scale: posterior standard deviations s, ``(K, P)``.
+        noise: noise variances σ², ``(P,)``.
+        prior_variance: τ², a scalar.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    noise: Tensor
+    prior_variance: Tensor
+
+
+def log_class_prior(counts: Tensor, concentration: float = 1.0) -> Tensor:
+    """Return log π_k = log (n_k + α) / (N + Kα), the mean of the Dirichlet posterior, ``(K,)``.
+
+    Args:
+        counts: rows of each class, ``(K,)``.
+        concentration: α of the symmetric Dirichlet prior; 1 is uniform over all π.
+    """
+    return (counts + concentration).log() - (counts + concentration).sum().log()
+
+
+def conjugate(
+    statistics: Statistics, noise: Tensor, prior_variance: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the exact posterior of the class means given the noise.
+
+        s_k² = (1/τ² + n_k/σ²)⁻¹,   m_k = s_k² Σ_{n: y_n=k} x_n / σ²
+
+    Args:
+        statistics: counts and sums.
+        noise: σ², ``(P,)``.
+        prior_variance: τ², a scalar.
+
+    Returns:
+        Means and standard deviations, each ``(K, P)``.
+    """
+    variance = 1 / (1 / prior_variance + statistics.counts.unsqueeze(1) / noise)
+    return variance * statistics.sums / noise, variance.sqrt()
+
+
+def log_evidence(statistics: Statistics, noise: Tensor, prior_variance: Tensor) -> Tensor:
+    """Return log p(x_1 … x_N | y, Σ, τ²) of weight-one rows, the class means integrated out.
+
+        −½ Σ_p [ N log 2πσ² + Σ_n x²/σ² + Σ_k ( log(1 + n_k τ²/σ²) − m_k²/s_k² ) ]
+
+    Args:
+        statistics: counts, sums and squares.
+        noise: σ², ``(P,)``.
+        prior_variance: τ², a scalar.
+
+    Returns:
+        Nats, a scalar.
+    """
+    mean, scale = conjugate(statistics, noise, prior_variance)
+    counts = statistics.counts.unsqueeze(1)
+    likelihood = counts.sum() * (2 * math.pi * noise).log() + statistics.squares / noise
+    gained = torch.log1p(counts * prior_variance / noise) - (mean / scale).square()
+    return -0.5 * (likelihood.sum() + gained.sum())
+
+
+def log_noise_prior(noise: Tensor, rows: float = 1.0, start: float = 1.0) -> Tensor:
+    """Return the log of the scaled inverse χ² prior on the noise, up to a constant.
+
+        Σ_p [ −(ν/2 + 1) log σ² − ν σ₀² / 2σ² ]
+
+    It says what ν rows of variance σ₀² would say; the inverse Wishart prior of a diagonal.
+
+    Args:
+        noise: σ², ``(P,)``.
+        rows: ν.
+        start: σ₀²; 1 is the variance that the features have altogether.
+    """
+    return -((0.5 * rows + 1) * noise.log() + 0.5 * rows * start / noise).sum()
+
+
+def fit(
+    statistics: Statistics,
+    prior_variance: Tensor,
+    *,
+    learn_prior: bool = False,
+    rows: float = 1.0,
+    start: float = 1.0,
+    steps: int = 200,
+    tolerance: float = 1e-7,
+) -> Fit:
+    """Fit the noise by expectation and maximisation, around the exact posterior of the means.
+
+        σ² = ( νσ₀² + Σ_n E(x_n − μ_{y_n})² ) / (ν + N + 2),   τ² = mean over k, p of E μ_kp²
+
+    Every step raises ``log_evidence + log_noise_prior``; the second update is for ``learn_prior``.
+
+    Args:
+        statistics: counts, sums and squares of all rows.
+        prior_variance: τ², a scalar; where it starts if it is learnt.
+        learn_prior: whether τ² is fitted as well (empirical Bayes).
+        rows: ν of `log_noise_prior`.
+        start: σ₀² of `log_noise_prior`.
+        steps: the most steps.
+        tolerance: stop when no logarithm of a variance moves by more.
+
+    Returns:
+        Posterior, noise and prior variance.
+    """
+    total = statistics.counts.sum()
+    noise, tau = torch.full_like(statistics.squares, start), prior_variance
+    for _ in range(steps):
+        mean, scale = conjugate(statistics, noise, tau)
+        second = mean.square() + scale.square()  # (K, P), E μ²
+        around = statistics.squares - 2 * (mean * statistics.sums).sum(0)
+        around = around + statistics.counts @ second
+        moved = (rows * start + around.clamp_min(0)) / (rows + total + 2)
+        tried = second.mean() if learn_prior else tau
+        step = torch.cat([(moved / noise).log(), (tried / tau).log().reshape(1)]).abs().max()
+        noise, tau = moved, tried
+        if step < tolerance:
+            break
+    return Fit(*conjugate(statistics, noise, tau), noise, tau)
+
+
+def log_joint(x: Tensor, mean: Tensor, scale: Tensor, noise: Tensor, log_prior: Tensor) -> Tensor:
+    """Return log π_k + log N(x; m_k, S_k + Σ): a softmax of it predicts, a logsumexp is log p(x).
+
+    Args:
+        x: projected features, ``(B, P)``.
+        mean: posterior means, ``(K, P)``.
+        scale: posterior standard deviations, ``(K, P)``; zeros for known means.
+        noise: σ², ``(P,)``.
+        log_prior: log π, ``(K,)``.
+
+    Returns:
+        Nats, ``(B, K)``.
+    """
+    variance = scale.square() + noise  # (K, P)
+    distance = _squared(x, mean, 1 / variance)
+    return log_prior - 0.5 * (distance + (2 * math.pi * variance).log().sum(-1))
+
+
+def bound(
+    x: Tensor,
+    labels: Tensor,
+    mean: Tensor,
+    scale: Tensor,
+    noise: Tensor,
+    log_prior: Tensor,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Return the bound on the expected log likelihood of the labels, closed form.
+
+        E log p(y | x, μ) ≥ log π_y + log N(x; m_y, Σ) − ½ tr(S_y Σ⁻¹)
+                            − log Σ_k π_k N(x; m_k, S_k + Σ)
+
+    The first three terms are exact; the last is Jensen's, E log ≤ log E.
+
+    Args:
+        x: projected features, ``(B, P)``.
+        labels: class indices, ``(B,)``.
+        mean: means of q, ``(K, P)``.
+        scale: standard deviations of q, ``(K, P)``.
+        noise: σ², ``(P,)``.
+        log_prior: log π, ``(K,)``.
+        mask: which classes exist for a row, bool ``(B, K)``; the others are left out of the sum.
+
+    Returns:
+        The bound in nats, ``(B,)``.
+
+    Source: Harrison et al., Variational Bayesian last layers (arXiv 2404.11599).
+    """
+    known = log_joint(x, mean, torch.zeros_like(scale), noise, log_prior)  # (B, K)
+    expected = known - 0.5 * (scale.square() / noise).sum(-1)
+    joint = log_joint(x, mean, scale, noise, log_prior)
+    if mask is not None:
+        joint = joint.masked_fill(~mask, _ABSENT)
+    return expected.gather(-1, labels.unsqueeze(-1)).squeeze(-1) - joint.logsumexp(-1)
+
+
+def information(
+    x: Tensor,
+    mean: Tensor,
+    scale: Tensor,
+    noise: Tensor,
+    log_prior: Tensor,
+    normals: Tensor,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Estimate the mutual information of label and class means for a feature that is seen.
+
+        I(y; μ | x) = Σ_k p(k | x) E[ KL( p(y | x, μ) ‖ p(y | x) ) | x, y=k ]
+
+    p(y | x) is the closed form, which is the average of p(y | x, μ) over the means *given x*. Of a
+    feature of class k only μ_k learns, by one conjugate update, so that the average is a mixture
+    over k of the posterior with one class replaced:
+
+        μ_k | x, y=k = m_k + g (x − m_k) + s_k √(1 − g) ε,   g = s_k² / (s_k² + σ²)
+
+    Draws are shared by all rows and a row's logits are matrix products of sizes (B, P) and (P, SK);
+    the sums over classes are updated for the one that is replaced. An average of divergences is
+    never negative and has an error in proportion to itself.
+
+    Args:
+        x: projected features, ``(B, P)``.
+        mean: posterior means, ``(K, P)``.
+        scale: posterior standard deviations, ``(K, P)``.
+        noise: σ², ``(P,)``.
+        log_prior: log π, ``(K,)``.
+        normals: standard normal draws, ``(S, K, P)``.
+        mask: which classes exist for a row, bool ``(B, K)``.
+
+    Returns:
+        Nats, ``(B,)``.
+    """
+    joint = log_joint(x, mean, scale, noise, log_prior)
+    stay = noise / (scale.square() + noise)  # (K, P), 1 − g
+    logits = log_prior - 0.5 * _drawn(x, mean, scale, noise, torch.ones_like(stay), normals)
+    updated = log_prior - 0.5 * _drawn(x, mean, scale, noise, stay, normals)  # (S, B, K)
+    if mask is not None:
+        joint, logits, updated = (t.masked_fill(~mask, _ABSENT) for t in (joint, logits, updated))
+    log_p = joint.log_softmax(-1)
+    top = torch.maximum(logits, updated).amax(-1, keepdim=True)
+    logits, updated = logits - top, updated - top
+    before, after = logits.exp(), updated.exp()
+    # With w_j = z_j − log p_j the divergence is Σ e^z w / Σ e^z − log Σ e^z; one class at a time
+    # is taken out of both sums and put back updated.
+    total = before.sum(-1, keepdim=True) - before + after  # (S, B, K)
+    weighed = before * (logits - log_p)
+    weighed = weighed.sum(-1, keepdim=True) - weighed + after * (updated - log_p)
+    total = total.clamp_min(torch.finfo(total.dtype).tiny)
+    divergence = (weighed / total - total.log()).clamp_min(0)
+    return (log_p.exp() * divergence.mean(0)).sum(-1)
+
+
+def _squared(x: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
+    """Return Σ_p precision_kp (x_p − mean_kp)², ``(B, K)``, by matrix products."""
+    weighed = precision * mean
+    cross = x.square() @ precision.T - 2 * x @ weighed.T  # (B, K)
+    return (cross + (weighed * mean).sum(-1)).clamp_min(0)
+
+
+def _drawn(
+    x: Tensor, mean: Tensor, scale: Tensor, noise: Tensor, stay: Tensor, normals: Tensor
+) -> Tensor:
+    """Return ‖stay (x − m) − s √stay ε‖² in units of the noise for every draw, ``(S, B, K)``."""
+    S, K, P = normals.shape
+    deviation = scale * stay.sqrt() * normals  # (S, K, P)
+    slope = (deviation * stay / noise).reshape(S * K, P)
+    cross = (x @ slope.T).reshape(len(x), S, K).transpose(0, 1)  # (S, B, K)
+    at_mean = (slope.reshape(S, K, P) * mean).sum(-1)  # (S, K)
+    drawn = (deviation.square() / noise).sum(-1)
+    fixed = _squared(x, mean, stay.square().expand_as(mean) / noise)
+    return fixed - 2 * (cross - at_mean.unsqueeze(1)) + drawn.unsqueeze(1)
