@@ -16,8 +16,8 @@ from bayestune.posterior import diagonal, generative, projection
 from bayestune.posterior.normals import seeded_normals
 from bayestune.posterior.predictive import Predictive
 
-#: Draws of the class means behind the mutual information: its relative error is about √(2/S).
-_DRAWS = 64
+#: Numbers (S, K, P) in the draws of the class means behind the mutual information.
+_BUDGET = 2**22
 #: Logits (S, B, K) handled at once.
 _ELEMENTS = 2**19
 
@@ -150,12 +150,13 @@ class GenerativeHead(nn.Module):
         Args:
             h: features, ``(B, D)``.
             mask: which classes exist for a row, bool ``(B, K)``.
-            samples: draws of the class means behind the mutual information.
+            samples: draws of the class means behind the mutual information, whose relative error
+                is about √(2/S); by default from 32 to 1,024, as many as the classes leave room for.
         """
         x = _wide(self._project(h))
         with no_autocast(x):
             model = self._model(x)
-            shape = (samples or _DRAWS, *self.means.shape)
+            shape = (samples or self._samples(), *self.means.shape)
             normals = seeded_normals(shape, 0, x.dtype, x.device)
             log_p = _present(generative.log_joint(x, *model), mask).log_softmax(-1)
             rows = max(1, _ELEMENTS // (shape[0] * shape[1]))
@@ -250,6 +251,9 @@ class GenerativeHead(nn.Module):
         scale = self.log_scale.exp() * math.sqrt(temperature)
         noise = self.log_noise.exp() * temperature
         return self.means.to(x), scale.to(x), noise.to(x), self.log_class_prior.to(x)
+
+    def _samples(self) -> int:
+        return min(max(2 ** int(math.log2(_BUDGET / self.means.numel())), 32), 1024)
 
     def _shapes(self, P: int) -> dict[str, tuple[int, ...]]:
         K, D = self.num_classes, self.in_features
