@@ -187,7 +187,7 @@ def test_the_fit_is_a_maximum_of_evidence_and_prior(learn_prior) -> None:
 
 
 def test_known_noise_and_means_are_recovered_and_covered() -> None:
-    """Over 300 data sets the 90 % intervals of the means hold the true ones as often as they say."""
+    """Over 300 data sets 90 % intervals of the means hold the true ones as often as they say."""
     truth = torch.tensor([0.3, 0.7], dtype=D64)
     z, noise, inside = 1.6448536, [], []
     for seed in range(300):

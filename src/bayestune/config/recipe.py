@@ -42,6 +42,7 @@ class HeadConfig:
     covariance: Literal["diagonal", "low_rank", "kronecker", "eigen", "dense"] = "diagonal"
     columns: int = 4  # of the low-rank covariance
     axes: int = 128  # of a generative head: the most principal axes of the features it reads
+    joint: bool = False  # a generative head trains the adapter; else it replaces one that did
     bound: Literal["jensen", "tilted", "exact", "monte_carlo"] = "jensen"  # of the likelihood term
     learn_prior: bool = False  # empirical Bayes: the prior variance follows the posterior
     pooling: Literal["auto", "last", "mean", "cls"] = "auto"  # auto: last decoders, mean encoders

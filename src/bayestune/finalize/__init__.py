@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bayestune.finalize.features import Features
-from bayestune.finalize.generative import retake
+from bayestune.finalize.generative import generative_head, to_generative
 from bayestune.finalize.laplace import REFRESHES
 from bayestune.finalize.select import Candidate, has_choices, select
 from bayestune.finalize.temperature import (
@@ -21,11 +21,12 @@ __all__ = [
     "Features",
     "clearly_worse",
     "fit_temperature",
+    "generative_head",
     "has_choices",
     "held_out_nll",
     "item_nll",
     "predictive_at",
-    "retake",
     "search_temperature",
     "select",
+    "to_generative",
 ]

@@ -166,8 +166,8 @@ class GenerativeHead(nn.Module):
                 for part, some in zip(x.split(rows), masks, strict=False)
             ]
         probs = log_p.exp()
-        entropy = -(probs * log_p).sum(-1)
-        return Predictive.split(probs, entropy - torch.cat(known))
+        aleatoric = -(probs * log_p).sum(-1) - torch.cat(known)
+        return Predictive.split(probs.to(self.means), aleatoric.to(self.means))
 
     def bound(
         self,

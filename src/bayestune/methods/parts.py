@@ -16,9 +16,10 @@ from bayestune.finalize import (
     REFRESHES,
     Features,
     fit_temperature,
+    generative_head,
     predictive_at,
-    retake,
     select,
+    to_generative,
 )
 from bayestune.head import GaussianHead, GenerativeHead, LinearHead, OrdinalHead
 from bayestune.methods.contract import Parts, Terms
@@ -57,17 +58,21 @@ def make_head(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Re
         prompt = str(render(example, recipe.prompt, decoder=True, tokenizer=tokenizer))
         rows = output_rows(source, base, label_token_ids(tokenizer, prompt, names))
     common: dict[str, Any] = {"in_features": base.width, "num_classes": len(task.labels)}
-    if recipe.head.kind == "linear":
+    kind = recipe.head.kind
+    if kind == "generative":
+        if recipe.head.joint:
+            return generative_head(recipe, **common)
+        kind = "linear" if recipe.train.kl == 0 else "gaussian"  # until training has ended
+    if kind == "linear":
         return LinearHead(**common, rows=rows)
-    common |= {"prior_scale": recipe.head.prior_scale, "learn_prior": recipe.head.learn_prior}
-    if recipe.head.kind == "generative":
-        return GenerativeHead(**common, axes=recipe.head.axes)
     common |= {
+        "prior_scale": recipe.head.prior_scale,
         "init_scale": recipe.head.init_scale,
         "covariance": recipe.head.covariance,
         "columns": recipe.head.columns,
+        "learn_prior": recipe.head.learn_prior,
     }
-    if recipe.head.kind == "ordinal":
+    if kind == "ordinal":
         require_order(task)
         return OrdinalHead(**common)
     return GaussianHead(**common, prior=prior, rows=rows, bound=recipe.head.bound)
@@ -102,14 +107,16 @@ def finalize(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Choose the covariance and fold one temperature into the posterior, as the recipe says.
 
-    A point head that is to be refreshed becomes a Gaussian one around the same mean.
+    A point head that is to be refreshed becomes a Gaussian one around the same mean; with
+    ``head.kind=generative`` a generative head takes the place of the one that was trained.
     """
     config = recipe.finalize
     report: dict[str, Any] = {"covariance": "none", "value": None}
-    if isinstance(head, LinearHead) and config.refresh in REFRESHES:
+    generative = recipe.head.kind == "generative"
+    if isinstance(head, LinearHead) and config.refresh in REFRESHES and not generative:
         head = _gaussian_around(head, fit, recipe.head.prior_scale)
-    if isinstance(head, GenerativeHead):
-        head, report = retake(head, fit, held_out, config)
+    if generative:
+        head, report = to_generative(head, fit, held_out, recipe)
         temperature = report["temperature"]
     elif isinstance(head, GaussianHead | OrdinalHead):
         tried, chosen = select(head, fit, held_out, config, recipe.predict, progress)

@@ -11,7 +11,7 @@ from bayestune.config import Recipe, from_mapping, merge, nest_sections, to_mapp
 from bayestune.data import Task
 from bayestune.errors import ConfigError, DataError
 from bayestune.finalize import REFRESHES, has_choices
-from bayestune.head import GenerativeHead, LinearHead
+from bayestune.head import LinearHead
 from bayestune.model import BayesModel
 from bayestune.progress import Progress, shown
 from bayestune.training.run import Journal, Run
@@ -84,8 +84,8 @@ def _needs_held_out(model: BayesModel) -> bool:
     if recipe.train.patience > 0 or finalize.temperature == "auto":
         return True
     point = isinstance(model.head, LinearHead)
-    if isinstance(model.head, GenerativeHead):
-        return recipe.train.kl == "auto"
+    if recipe.head.kind == "generative":
+        return not point and recipe.train.kl == "auto"
     refreshed = not point or finalize.refresh in REFRESHES
     return (not point and recipe.train.kl == "auto") or (refreshed and has_choices(finalize))
 
