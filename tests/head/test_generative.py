@@ -256,7 +256,7 @@ def test_bad_features_are_errors() -> None:
     head = GenerativeHead(in_features=D, num_classes=K)
     phi, labels = rows(20)
     phi[3, 2] = torch.nan
-    with pytest.raises(NumericsError, match="variance of the features"):
+    with pytest.raises(NumericsError, match="NaN or infinite"):
         head.start(phi, labels)
     with pytest.raises(ModelError, match="built for 8"):
         head(torch.zeros(2, D + 1))

@@ -54,6 +54,22 @@ def test_few_rows_give_few_axes(rows, most, least, expected) -> None:
     assert projection.measure(features(rows), most, least).axes.shape == (D, expected)
 
 
+def test_fewer_rows_than_features_give_the_same_axes() -> None:
+    phi = torch.cat(
+        [features(12), 0.01 * torch.randn(12, 20, generator=torch.Generator().manual_seed(2))], 1
+    )
+    found = projection.measure(phi, 3)
+    values, vectors = torch.linalg.eigh(torch.cov(phi.T, correction=0))
+    torch.testing.assert_close(found.deviations.square(), values.flip(0)[:3])
+    torch.testing.assert_close(
+        (found.axes.T @ vectors.flip(1)[:, :3]).abs(),
+        torch.eye(3, dtype=torch.float64),
+        atol=1e-6,
+        rtol=0,
+    )
+    torch.testing.assert_close(found.rest, values[:-3].mean())
+
+
 def test_constant_directions_are_no_axes() -> None:
     phi = features(40)
     phi[:, 1] = phi[:, 0]
@@ -78,5 +94,5 @@ def test_features_without_a_spread_are_an_error(bad) -> None:
     phi = torch.zeros(8, D)
     phi[0] = bad
     phi[1] = bad
-    with pytest.raises(NumericsError, match="largest variance"):
+    with pytest.raises(NumericsError, match="all equal, NaN or infinite"):
         projection.measure(phi if bad else torch.full((8, D), 2.0), 2)

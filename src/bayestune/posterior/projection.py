@@ -62,19 +62,22 @@ def measure(features: Tensor, most: int, least: int = 1) -> Projection:
     x = features if features.device.type == "mps" else features.double()
     centre = x.mean(0)
     x = x - centre
-    values, vectors = x.new_zeros(x.shape[1]), x.new_zeros(0)
-    if torch.isfinite(x).all():
-        values, vectors = torch.linalg.eigh(x.T @ x / len(x))
-    if not float(values[-1]) > 0:
+    if not torch.isfinite(x).all() or not x.any():
         raise NumericsError(
-            f"The largest variance of the features is {float(values[-1])}; it must be positive. "
-            "Check that the features are not all equal, NaN or infinite."
+            "The features are all equal, NaN or infinite: they have no axes. Check the backbone."
         )
-    values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
+    N, D = x.shape
+    if N < D:
+        _, singular, rows = torch.linalg.svd(x, full_matrices=False)
+        values, vectors = singular.square() / N, rows.T
+    else:
+        values, vectors = torch.linalg.eigh(x.T @ x / N)
+        values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
     spread = int((values > _RESOLUTION * values[0]).sum())
-    P = min(most, spread, max(least, len(x) // ROWS_PER_AXIS))
-    left = values[P:].mean() if spread > P else (values[P - 1] if len(values) > P else values[0])
-    rest = left if len(values) > P else torch.ones_like(left)
+    P = min(most, spread, max(least, N // ROWS_PER_AXIS))
+    rest = torch.ones_like(values[0])
+    if D > P:  # directions in which nothing varies count like the last axis
+        rest = values[P:].sum() / (D - P) if spread > P else values[P - 1]
     parts = (centre, vectors[:, :P], values[:P].sqrt(), rest)
     return Projection(*(part.to(features.dtype).contiguous() for part in parts))
 
