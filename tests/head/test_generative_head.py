@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from scipy.stats import multivariate_normal
-from torch import Tensor
+from scipy.stats import invgamma, multivariate_normal
+from torch import Tensor, distributions
 
 from bayestune.errors import ConfigError, ModelError, NumericsError, StoreError
 from bayestune.head import GenerativeHead
@@ -170,6 +170,25 @@ def test_bound_weighs_masks_and_reaches_the_features() -> None:
     assert torch.isfinite(slope).all() and slope.abs().max() > 0
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(head.bound(phi, labels, mask, weights), expected)
+
+
+def test_kl_is_the_divergence_less_the_log_prior_of_the_noise() -> None:
+    head = started(prior_scale=2.0)
+    q = distributions.Normal(head.means, head.log_scale.exp())
+    p = distributions.Normal(0.0, head.log_prior_variance.exp().sqrt())
+    divergence = distributions.kl_divergence(q, p).sum().detach()
+
+    def log_prior(noise: Tensor) -> float:
+        return float(invgamma(0.5, scale=0.5).logpdf(noise.numpy()).sum())
+
+    noise = head.log_noise.exp().detach()
+    with torch.no_grad():
+        before = head.kl()
+        head.log_noise.add_(0.7)
+        change = float(head.kl() - before)
+    assert change == pytest.approx(log_prior(noise) - log_prior(noise * math.exp(0.7)), rel=1e-4)
+    constant = 6 * float(invgamma(0.5, scale=0.5).logpdf(1.0) + 0.5)
+    assert float(before) == pytest.approx(float(divergence) - log_prior(noise) + constant, rel=1e-5)
 
 
 def test_update_prior_minimises_the_kl_when_asked() -> None:
