@@ -78,6 +78,12 @@ def test_its_score_is_the_negative_log_density(generative, clear_test) -> None:
     assert outside.epistemic.mean() > 2 * inside.epistemic.mean()
 
 
+@pytest.mark.parametrize("kind", ["generative", "ordinal"])
+def test_no_text_has_no_prediction(request, kind) -> None:
+    prediction = request.getfixturevalue(kind).predict([])
+    assert len(prediction) == 0 and prediction.epistemic.shape == (0,)
+
+
 def test_joint_training_lowers_its_own_bound(make, clear) -> None:
     model, done = run(make, clear, JOINT, refresh="none", epochs=6)
     assert done.chosen["covariance"] == "trained"

@@ -17,9 +17,7 @@ from bayestune.posterior.normals import seeded_normals
 from bayestune.posterior.predictive import Predictive
 
 #: Numbers (S, K, P) in the draws of the class means behind the mutual information.
-_BUDGET = 2**22
-#: Logits (S, B, K) handled at once.
-_ELEMENTS = 2**19
+_BUDGET = 2**21
 
 
 class GenerativeHead(nn.Module):
@@ -151,7 +149,7 @@ class GenerativeHead(nn.Module):
             h: features, ``(B, D)``.
             mask: which classes exist for a row, bool ``(B, K)``.
             samples: draws of the class means behind the mutual information, whose relative error
-                is about √(2/S); by default from 32 to 1,024, as many as the classes leave room for.
+                is about √(2/S); by default from 32 to 256, as many as the classes leave room for.
         """
         x = _wide(self._project(h))
         with no_autocast(x):
@@ -159,14 +157,9 @@ class GenerativeHead(nn.Module):
             shape = (samples or self._samples(), *self.means.shape)
             normals = seeded_normals(shape, 0, x.dtype, x.device)
             log_p = _present(generative.log_joint(x, *model), mask).log_softmax(-1)
-            rows = max(1, _ELEMENTS // (shape[0] * shape[1]))
-            masks = [None] * len(x) if mask is None else mask.split(rows)
-            known = [
-                generative.information(part, *model, normals, some)
-                for part, some in zip(x.split(rows), masks, strict=False)
-            ]
+            known = generative.information(x, *model, normals, mask)
         probs = log_p.exp()
-        aleatoric = -(probs * log_p).sum(-1) - torch.cat(known)
+        aleatoric = -(probs * log_p).sum(-1) - known
         return Predictive.split(probs.to(self.means), aleatoric.to(self.means))
 
     def bound(
@@ -253,7 +246,7 @@ class GenerativeHead(nn.Module):
         return self.means.to(x), scale.to(x), noise.to(x), self.log_class_prior.to(x)
 
     def _samples(self) -> int:
-        return min(max(2 ** int(math.log2(_BUDGET / self.means.numel())), 32), 1024)
+        return min(max(2 ** int(math.log2(_BUDGET / self.means.numel())), 32), 256)
 
     def _shapes(self, P: int) -> dict[str, tuple[int, ...]]:
         K, D = self.num_classes, self.in_features

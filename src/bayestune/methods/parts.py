@@ -73,23 +73,9 @@ def make_head(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Re
         "learn_prior": recipe.head.learn_prior,
     }
     if kind == "ordinal":
-        require_order(task)
+        _require_order(task)
         return OrdinalHead(**common)
     return GaussianHead(**common, prior=prior, rows=rows, bound=recipe.head.bound)
-
-
-def require_order(task: Task) -> None:
-    """Raise ConfigError where the order of a task's classes is nobody's choice."""
-    values = task.labels.values
-    names = ", ".join(list(task.labels)[:8])
-    if task.kind == "choice":
-        raise ConfigError("head.kind=ordinal needs classes in an order; answer letters have none.")
-    if len(values) > 2 and isinstance(values[0], str) and list(values) == sorted(map(str, values)):
-        raise ConfigError(
-            f"head.kind=ordinal: the classes are in alphabetical order ({names}). Write the labels "
-            "as integers, or give the names in order: labels=[...] when the rows are read, or a "
-            "labels.json beside them."
-        )
 
 
 def loss(head: nn.Module, batch: Features) -> Terms:
@@ -151,6 +137,20 @@ def predict(
             return head.predictive(phi)
         mu, var = head.moments(phi)  # pyright: ignore[reportCallIssue]
     return predictive_at(mu, var if isinstance(head, GaussianHead) else None, 1.0, mask, config)
+
+
+def _require_order(task: Task) -> None:
+    """Raise ConfigError where the order of a task's classes is nobody's choice."""
+    values = task.labels.values
+    names = ", ".join(list(task.labels)[:8])
+    if task.kind == "choice":
+        raise ConfigError("head.kind=ordinal needs classes in an order; answer letters have none.")
+    if len(values) > 2 and isinstance(values[0], str) and list(values) == sorted(map(str, values)):
+        raise ConfigError(
+            f"head.kind=ordinal: the classes are in alphabetical order ({names}). Write the labels "
+            "as integers, or give the names in order: labels=[...] when the rows are read, or a "
+            "labels.json beside them."
+        )
 
 
 def _gaussian_around(head: nn.Module, fit: Features, prior_scale: float) -> GaussianHead:

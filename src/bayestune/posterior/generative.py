@@ -25,6 +25,8 @@ import torch
 from torch import Tensor
 
 _ABSENT = -1e30
+#: Logits (S, B, K) handled at once.
+_ELEMENTS = 2**19
 
 
 class Statistics(NamedTuple):
@@ -96,26 +98,6 @@ def conjugate(
     return variance * statistics.sums / noise, variance.sqrt()
 
 
-def log_evidence(statistics: Statistics, noise: Tensor, prior_variance: Tensor) -> Tensor:
-    """Return log p(x_1 … x_N | y, Σ, τ²) of weight-one rows, the class means integrated out.
-
-        −½ Σ_p [ N log 2πσ² + Σ_n x²/σ² + Σ_k ( log(1 + n_k τ²/σ²) − m_k²/s_k² ) ]
-
-    Args:
-        statistics: counts, sums and squares.
-        noise: σ², ``(P,)``.
-        prior_variance: τ², a scalar.
-
-    Returns:
-        Nats, a scalar.
-    """
-    mean, scale = conjugate(statistics, noise, prior_variance)
-    counts = statistics.counts.unsqueeze(1)
-    likelihood = counts.sum() * (2 * math.pi * noise).log() + statistics.squares / noise
-    gained = torch.log1p(counts * prior_variance / noise) - (mean / scale).square()
-    return -0.5 * (likelihood.sum() + gained.sum())
-
-
 def log_noise_prior(noise: Tensor, rows: float = 1.0, start: float = 1.0) -> Tensor:
     """Return the log of the scaled inverse χ² prior on the noise, up to a constant.
 
@@ -145,7 +127,8 @@ def fit(
 
         σ² = ( νσ₀² + Σ_n E(x_n − μ_{y_n})² ) / (ν + N + 2),   τ² = mean over k, p of E μ_kp²
 
-    Every step raises ``log_evidence + log_noise_prior``; the second update is for ``learn_prior``.
+    Every step raises log p(x | y, Σ, τ²) + `log_noise_prior`, the class means integrated out; the
+    second update is for ``learn_prior``.
 
     Args:
         statistics: counts, sums and squares of all rows.
@@ -266,12 +249,49 @@ def information(
     Returns:
         Nats, ``(B,)``.
     """
-    joint = log_joint(x, mean, scale, noise, log_prior)
     stay = noise / (scale.square() + noise)  # (K, P), 1 − g
-    logits = log_prior - 0.5 * _drawn(x, mean, scale, noise, torch.ones_like(stay), normals)
-    updated = log_prior - 0.5 * _drawn(x, mean, scale, noise, stay, normals)  # (S, B, K)
-    if mask is not None:
-        joint, logits, updated = (t.masked_fill(~mask, _ABSENT) for t in (joint, logits, updated))
+    before = _Draws.of(mean, scale, noise, torch.ones_like(stay), normals)
+    after = _Draws.of(mean, scale, noise, stay, normals)
+    size = max(1, _ELEMENTS // (normals.shape[0] * normals.shape[1]))
+    found = []
+    for rows in range(0, max(len(x), 1), size):
+        part, some = x[rows : rows + size], None if mask is None else mask[rows : rows + size]
+        logits = [
+            log_joint(part, mean, scale, noise, log_prior),
+            log_prior - 0.5 * before.distances(part, mean),
+            log_prior - 0.5 * after.distances(part, mean),
+        ]
+        if some is not None:
+            logits = [z.masked_fill(~some, _ABSENT) for z in logits]
+        found.append(_expected_divergence(*logits))
+    return torch.cat(found)
+
+
+class _Draws(NamedTuple):
+    """Residuals a (x − m) − s √a ε of draws, in units of the noise, ready for any x."""
+
+    precision: Tensor  # a²/σ², (K, P)
+    slope: Tensor  # (S, K, P)
+    constant: Tensor  # (S, K)
+
+    @classmethod
+    def of(
+        cls, mean: Tensor, scale: Tensor, noise: Tensor, stay: Tensor, normals: Tensor
+    ) -> _Draws:
+        deviation = scale * stay.sqrt() * normals  # (S, K, P)
+        slope = 2 * deviation * stay / noise
+        constant = (slope * mean + deviation.square() / noise).sum(-1)
+        return cls(stay.square() / noise, slope, constant)
+
+    def distances(self, x: Tensor, mean: Tensor) -> Tensor:
+        """Return the squared lengths of the residuals, ``(S, B, K)``."""
+        S, K, P = self.slope.shape
+        cross = (x @ self.slope.reshape(S * K, P).T).reshape(len(x), S, K)
+        return _squared(x, mean, self.precision) - cross.transpose(0, 1) + self.constant[:, None]
+
+
+def _expected_divergence(joint: Tensor, logits: Tensor, updated: Tensor) -> Tensor:
+    """Return Σ_k p_k E KL from the closed form (B, K) and logits before and after (S, B, K)."""
     log_p = joint.log_softmax(-1)
     top = torch.maximum(logits, updated).amax(-1, keepdim=True)
     logits, updated = logits - top, updated - top
@@ -291,17 +311,3 @@ def _squared(x: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
     weighed = precision * mean
     cross = x.square() @ precision.T - 2 * x @ weighed.T  # (B, K)
     return (cross + (weighed * mean).sum(-1)).clamp_min(0)
-
-
-def _drawn(
-    x: Tensor, mean: Tensor, scale: Tensor, noise: Tensor, stay: Tensor, normals: Tensor
-) -> Tensor:
-    """Return ‖stay (x − m) − s √stay ε‖² in units of the noise for every draw, ``(S, B, K)``."""
-    S, K, P = normals.shape
-    deviation = scale * stay.sqrt() * normals  # (S, K, P)
-    slope = (deviation * stay / noise).reshape(S * K, P)
-    cross = (x @ slope.T).reshape(len(x), S, K).transpose(0, 1)  # (S, B, K)
-    at_mean = (slope.reshape(S, K, P) * mean).sum(-1)  # (S, K)
-    drawn = (deviation.square() / noise).sum(-1)
-    fixed = _squared(x, mean, stay.square().expand_as(mean) / noise)
-    return fixed - 2 * (cross - at_mean.unsqueeze(1)) + drawn.unsqueeze(1)

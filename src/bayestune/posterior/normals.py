@@ -67,7 +67,7 @@ def fixed_normals(
         return normals.contiguous().to(device=device, dtype=dtype)
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=2)
 def seeded_normals(
     shape: tuple[int, ...], seed: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
