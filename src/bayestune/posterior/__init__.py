@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from bayestune.posterior import bounds, dense, diagonal, eigen, kronecker, laplace, low_rank
+from bayestune.posterior import (
+    bounds,
+    conjugate,
+    dense,
+    diagonal,
+    eigen,
+    generative,
+    kronecker,
+    laplace,
+    low_rank,
+    ordinal,
+    projection,
+)
 from bayestune.posterior.ascent import Ascent, ascend
 from bayestune.posterior.predictive import Predictive
 
@@ -11,10 +23,14 @@ __all__ = [
     "Predictive",
     "ascend",
     "bounds",
+    "conjugate",
     "dense",
     "diagonal",
     "eigen",
+    "generative",
     "kronecker",
     "laplace",
     "low_rank",
+    "ordinal",
+    "projection",
 ]

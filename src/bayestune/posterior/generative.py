@@ -6,8 +6,8 @@ with one noise Σ = diag(σ²) for all classes. x is a feature in few axes of un
 `posterior.projection`: over thousands of raw dimensions log densities and logits would grow with D
 until every softmax is saturated.
 
-Given Σ the posterior is conjugate: counts and sums of the classes determine it. A prediction is
-closed form, too, and takes the feature itself for an observation, as a generative model does:
+The exact posterior is in `posterior.conjugate`. A prediction is closed form and takes the feature
+itself for an observation, as a generative model does:
 
     p(y=k | x) ∝ π_k N(x; m_k, S_k + Σ),      p(x) = Σ_k π_k N(x; m_k, S_k + Σ)
 
@@ -27,135 +27,6 @@ from torch import Tensor
 _ABSENT = -1e30
 #: Logits (S, B, K) handled at once.
 _ELEMENTS = 2**19
-
-
-class Statistics(NamedTuple):
-    """All that labelled features say about the classes.
-
-    Attributes:
-        counts: rows of each class, weighted, ``(K,)``.
-        sums: their sums Σ x, ``(K, P)``.
-        squares: Σ x² over all rows, ``(P,)``.
-    """
-
-    counts: Tensor
-    sums: Tensor
-    squares: Tensor
-
-    @classmethod
-    def of(
-        cls, x: Tensor, labels: Tensor, num_classes: int, weights: Tensor | None = None
-    ) -> Statistics:
-        """Count features ``(N, P)`` with class indices and factors on the rows, each ``(N,)``."""
-        omega = x.new_ones(len(x)) if weights is None else weights.to(x)
-        counts = x.new_zeros(num_classes).index_add_(0, labels, omega)
-        sums = x.new_zeros(num_classes, x.shape[1]).index_add_(0, labels, omega[:, None] * x)
-        return cls(counts, sums, omega @ x.square())
-
-
-class Fit(NamedTuple):
-    """A fitted model of the classes.
-
-    Attributes:
-        mean: posterior means m, ``(K, P)``.
-        scale: posterior standard deviations s, ``(K, P)``.
-        noise: noise variances σ², ``(P,)``.
-        prior_variance: τ², a scalar.
-    """
-
-    mean: Tensor
-    scale: Tensor
-    noise: Tensor
-    prior_variance: Tensor
-
-
-def log_class_prior(counts: Tensor, concentration: float = 1.0) -> Tensor:
-    """Return log π_k = log (n_k + α) / (N + Kα), the mean of the Dirichlet posterior, ``(K,)``.
-
-    Args:
-        counts: rows of each class, ``(K,)``.
-        concentration: α of the symmetric Dirichlet prior; 1 is uniform over all π.
-    """
-    return (counts + concentration).log() - (counts + concentration).sum().log()
-
-
-def conjugate(
-    statistics: Statistics, noise: Tensor, prior_variance: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the exact posterior of the class means given the noise.
-
-        s_k² = (1/τ² + n_k/σ²)⁻¹,   m_k = s_k² Σ_{n: y_n=k} x_n / σ²
-
-    Args:
-        statistics: counts and sums.
-        noise: σ², ``(P,)``.
-        prior_variance: τ², a scalar.
-
-    Returns:
-        Means and standard deviations, each ``(K, P)``.
-    """
-    variance = 1 / (1 / prior_variance + statistics.counts.unsqueeze(1) / noise)
-    return variance * statistics.sums / noise, variance.sqrt()
-
-
-def log_noise_prior(noise: Tensor, rows: float = 1.0, start: float = 1.0) -> Tensor:
-    """Return the log of the scaled inverse χ² prior on the noise, up to a constant.
-
-        Σ_p [ −(ν/2 + 1) log σ² − ν σ₀² / 2σ² ]
-
-    It says what ν rows of variance σ₀² would say; the inverse Wishart prior of a diagonal.
-
-    Args:
-        noise: σ², ``(P,)``.
-        rows: ν.
-        start: σ₀²; 1 is the variance that the features have altogether.
-    """
-    return -((0.5 * rows + 1) * noise.log() + 0.5 * rows * start / noise).sum()
-
-
-def fit(
-    statistics: Statistics,
-    prior_variance: Tensor,
-    *,
-    learn_prior: bool = False,
-    rows: float = 1.0,
-    start: float = 1.0,
-    steps: int = 200,
-    tolerance: float = 1e-7,
-) -> Fit:
-    """Fit the noise by expectation and maximisation, around the exact posterior of the means.
-
-        σ² = ( νσ₀² + Σ_n E(x_n − μ_{y_n})² ) / (ν + N + 2),   τ² = mean over k, p of E μ_kp²
-
-    Every step raises log p(x | y, Σ, τ²) + `log_noise_prior`, the class means integrated out; the
-    second update is for ``learn_prior``.
-
-    Args:
-        statistics: counts, sums and squares of all rows.
-        prior_variance: τ², a scalar; where it starts if it is learnt.
-        learn_prior: whether τ² is fitted as well (empirical Bayes).
-        rows: ν of `log_noise_prior`.
-        start: σ₀² of `log_noise_prior`.
-        steps: the most steps.
-        tolerance: stop when no logarithm of a variance moves by more.
-
-    Returns:
-        Posterior, noise and prior variance.
-    """
-    total = statistics.counts.sum()
-    noise, tau = torch.full_like(statistics.squares, start), prior_variance
-    for _ in range(steps):
-        mean, scale = conjugate(statistics, noise, tau)
-        second = mean.square() + scale.square()  # (K, P), E μ²
-        around = statistics.squares - 2 * (mean * statistics.sums).sum(0)
-        around = around + statistics.counts @ second
-        moved = (rows * start + around.clamp_min(0)) / (rows + total + 2)
-        tried = second.mean() if learn_prior else tau
-        step = torch.cat([(moved / noise).log(), (tried / tau).log().reshape(1)]).abs().max()
-        noise, tau = moved, tried
-        if step < tolerance:
-            break
-    return Fit(*conjugate(statistics, noise, tau), noise, tau)
 
 
 def log_joint(x: Tensor, mean: Tensor, scale: Tensor, noise: Tensor, log_prior: Tensor) -> Tensor:
