@@ -10,7 +10,7 @@ from torch import Tensor, distributions
 from bayestune.errors import ConfigError, ModelError, NumericsError, StoreError
 from bayestune.head import GenerativeHead
 from bayestune.optim import StiefelAdam, param_groups
-from bayestune.posterior import conjugate, generative, projection
+from bayestune.posterior import classes, generative, projection
 
 K, D, N = 3, 8, 240
 
@@ -37,8 +37,8 @@ def started(**options) -> GenerativeHead:
 def test_it_starts_at_the_exact_posterior() -> None:
     head, (phi, labels) = started(), rows()
     x = projection.project(phi.double(), projection.measure(phi.double(), 6))
-    fitted = conjugate.fit(
-        conjugate.Statistics.of(x, labels, K), torch.tensor(1.0, dtype=torch.float64)
+    fitted = classes.fit(
+        classes.Statistics.of(x, labels, K), torch.tensor(1.0, dtype=torch.float64)
     )
     torch.testing.assert_close(head.means.double(), fitted.mean, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(head.log_scale.exp().double(), fitted.scale, rtol=1e-4, atol=1e-6)

@@ -7,7 +7,7 @@ import torch
 from scipy.stats import multivariate_normal
 from torch import Tensor, distributions
 
-from bayestune.posterior import conjugate, diagonal, generative
+from bayestune.posterior import classes, diagonal, generative
 
 K, P = 3, 2
 D64 = torch.float64
@@ -119,8 +119,8 @@ def test_the_posterior_is_conjugate() -> None:
     """Against Bayesian linear regression on the indicators of the classes."""
     x, labels = labelled(7)
     noise, tau = torch.tensor([0.4, 1.3], dtype=D64), torch.tensor(0.8, dtype=D64)
-    statistics = conjugate.Statistics.of(x, labels, K)
-    mean, scale = conjugate.posterior(statistics, noise, tau)
+    statistics = classes.Statistics.of(x, labels, K)
+    mean, scale = classes.posterior(statistics, noise, tau)
     design = torch.nn.functional.one_hot(labels, K).double()  # (N, K)
     for p in range(P):
         precision = torch.eye(K, dtype=D64) / tau + design.T @ design / noise[p]
@@ -133,7 +133,7 @@ def test_the_posterior_maximises_the_elbo_of_the_joint_likelihood() -> None:
     """Autograd: Σ_n E log N(x_n; μ_{y_n}, Σ) − KL has no slope at the conjugate posterior."""
     x, labels = labelled(20)
     noise, tau = torch.tensor([0.4, 1.3], dtype=D64), torch.tensor(0.8, dtype=D64)
-    found = conjugate.posterior(conjugate.Statistics.of(x, labels, K), noise, tau)
+    found = classes.posterior(classes.Statistics.of(x, labels, K), noise, tau)
     mean, log_scale = found[0].requires_grad_(), found[1].log().requires_grad_()
     normal = distributions.Normal(mean[labels], noise.sqrt())
     expected = normal.log_prob(x).sum() - 0.5 * (log_scale.exp().square()[labels] / noise).sum()
@@ -144,8 +144,8 @@ def test_the_posterior_maximises_the_elbo_of_the_joint_likelihood() -> None:
 
 def test_weights_count_as_rows() -> None:
     x, labels = labelled(10)
-    twice = conjugate.Statistics.of(x.repeat(2, 1), labels.repeat(2), K)
-    weighed = conjugate.Statistics.of(x, labels, K, torch.full((10,), 2.0))
+    twice = classes.Statistics.of(x.repeat(2, 1), labels.repeat(2), K)
+    weighed = classes.Statistics.of(x, labels, K, torch.full((10,), 2.0))
     for a, b in zip(twice, weighed, strict=True):
         torch.testing.assert_close(a, b)
 
@@ -154,8 +154,8 @@ def test_weights_count_as_rows() -> None:
 def test_the_fit_maximises_evidence_and_prior(learn_prior) -> None:
     x, labels = labelled(40)
     x = x + 2 * torch.randn(K, P, generator=rng(8), dtype=D64)[labels]
-    statistics = conjugate.Statistics.of(x, labels, K)
-    found = conjugate.fit(
+    statistics = classes.Statistics.of(x, labels, K)
+    found = classes.fit(
         statistics,
         torch.tensor(1.0, dtype=D64),
         learn_prior=learn_prior,
@@ -165,7 +165,7 @@ def test_the_fit_maximises_evidence_and_prior(learn_prior) -> None:
     log_noise = found.noise.log().requires_grad_()
     log_tau = found.prior_variance.log().requires_grad_()
     same = (labels[:, None] == labels).double()
-    objective = conjugate.log_noise_prior(log_noise.exp())
+    objective = classes.log_noise_prior(log_noise.exp())
     for p in range(P):
         covariance = log_tau.exp() * same + log_noise[p].exp() * torch.eye(40, dtype=D64)
         evidence = distributions.MultivariateNormal(torch.zeros(40, dtype=D64), covariance)
@@ -176,7 +176,7 @@ def test_the_fit_maximises_evidence_and_prior(learn_prior) -> None:
         assert abs(float(slopes[1])) < 1e-6
     else:
         assert float(found.prior_variance) == 1.0
-    for a, b in zip(found[:2], conjugate.posterior(statistics, *found[2:]), strict=True):
+    for a, b in zip(found[:2], classes.posterior(statistics, *found[2:]), strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -189,8 +189,8 @@ def test_known_noise_and_means_are_recovered_and_covered() -> None:
         means = torch.randn(K, P, generator=g, dtype=D64)
         labels = torch.arange(60) % K
         x = means[labels] + truth.sqrt() * torch.randn(60, P, generator=g, dtype=D64)
-        statistics = conjugate.Statistics.of(x, labels, K)
-        found = conjugate.fit(statistics, torch.tensor(1.0, dtype=D64))
+        statistics = classes.Statistics.of(x, labels, K)
+        found = classes.fit(statistics, torch.tensor(1.0, dtype=D64))
         noise.append(found.noise)
         inside.append(((means - found.mean).abs() < z * found.scale).double())
     share = float(torch.stack(inside).mean())
@@ -199,7 +199,7 @@ def test_known_noise_and_means_are_recovered_and_covered() -> None:
 
 
 def test_the_class_prior_is_the_dirichlet_mean() -> None:
-    found = conjugate.log_class_prior(torch.tensor([6.0, 2.0, 0.0], dtype=D64)).exp()
+    found = classes.log_class_prior(torch.tensor([6.0, 2.0, 0.0], dtype=D64)).exp()
     torch.testing.assert_close(found, torch.tensor([7 / 11, 3 / 11, 1 / 11], dtype=D64))
 
 
@@ -209,7 +209,7 @@ def test_the_noise_prior_is_scipys_inverse_gamma() -> None:
     rows, start = 3.0, 0.7
     at = torch.tensor([0.2, 0.9, 4.0], dtype=D64)
     density = torch.from_numpy(invgamma(rows / 2, scale=rows * start / 2).logpdf(at.numpy()))
-    found = torch.stack([conjugate.log_noise_prior(v.reshape(1), rows, start) for v in at])
+    found = torch.stack([classes.log_noise_prior(v.reshape(1), rows, start) for v in at])
     torch.testing.assert_close(found - found[0], density - density[0])
 
 
@@ -275,7 +275,7 @@ def test_logits_do_not_grow_with_the_dimension(raw) -> None:
     phi = core @ lift + 0.1 * torch.randn(300, raw, generator=g, dtype=D64)
     axes = projection.measure(phi, 16)
     x = projection.project(phi, axes)
-    found = conjugate.fit(conjugate.Statistics.of(x, labels, K), torch.tensor(1.0, dtype=D64))
+    found = classes.fit(classes.Statistics.of(x, labels, K), torch.tensor(1.0, dtype=D64))
     log_prior = torch.full((K,), -math.log(K), dtype=D64)
     logits = generative.log_joint(x, *found[:3], log_prior)
     spread = float((logits - logits.mean(1, keepdim=True)).std())

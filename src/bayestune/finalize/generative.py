@@ -1,6 +1,6 @@
 """The generative head on the features as they are when training has ended.
 
-Given features its posterior is exact, see `posterior.conjugate`: it is taken from counts, sums and
+Given features its posterior is exact, see `posterior.classes`: it is taken from counts, sums and
 squares, in axes that are measured anew, and needs no head of its own kind to have been trained.
 """
 

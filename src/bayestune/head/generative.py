@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bayestune.errors import ConfigError
 from bayestune.head import checks
 from bayestune.head.precision import full_precision, no_autocast
-from bayestune.posterior import conjugate, diagonal, generative, projection
+from bayestune.posterior import classes, diagonal, generative, projection
 from bayestune.posterior.normals import seeded_normals
 from bayestune.posterior.predictive import Predictive
 
@@ -106,14 +106,14 @@ class GenerativeHead(nn.Module):
         measured = projection.measure(phi, self.axes, self.num_classes - 1)
         self._resize(measured.axes.shape[1])
         x = projection.project(phi, measured)
-        statistics = conjugate.Statistics.of(x, labels, self.num_classes, weights)
+        statistics = classes.Statistics.of(x, labels, self.num_classes, weights)
         tau = x.new_tensor(self.prior_scale)
-        found = conjugate.fit(statistics, tau, learn_prior=self.learn_prior)
+        found = classes.fit(statistics, tau, learn_prior=self.learn_prior)
         self.means.copy_(found.mean)
         self.log_scale.copy_(found.scale.log())
         self.log_noise.copy_(found.noise.log())
         self.log_prior_variance.copy_(found.prior_variance.log())
-        self.log_class_prior.copy_(conjugate.log_class_prior(statistics.counts))
+        self.log_class_prior.copy_(classes.log_class_prior(statistics.counts))
         for old, new in zip(self.projection, measured, strict=True):
             old.copy_(new)
 
@@ -187,7 +187,7 @@ class GenerativeHead(nn.Module):
         with no_autocast(self.means):
             tau = self.log_prior_variance.exp()
             divergence = diagonal.kl(self.means, self.log_scale.exp(), tau.new_zeros(()), tau)
-            return divergence - conjugate.log_noise_prior(self.log_noise.exp())
+            return divergence - classes.log_noise_prior(self.log_noise.exp())
 
     @torch.no_grad()
     def update_prior(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bayestune.posterior import (
     bounds,
-    conjugate,
+    classes,
     dense,
     diagonal,
     eigen,
@@ -23,7 +23,7 @@ __all__ = [
     "Predictive",
     "ascend",
     "bounds",
-    "conjugate",
+    "classes",
     "dense",
     "diagonal",
     "eigen",

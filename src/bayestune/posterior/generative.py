@@ -6,7 +6,7 @@ with one noise Σ = diag(σ²) for all classes. x is a feature in few axes of un
 `posterior.projection`: over thousands of raw dimensions log densities and logits would grow with D
 until every softmax is saturated.
 
-The exact posterior is in `posterior.conjugate`. A prediction is closed form and takes the feature
+The exact posterior is in `posterior.classes`. A prediction is closed form and takes the feature
 itself for an observation, as a generative model does:
 
     p(y=k | x) ∝ π_k N(x; m_k, S_k + Σ),      p(x) = Σ_k π_k N(x; m_k, S_k + Σ)
