@@ -71,6 +71,12 @@ def choice() -> Task:
 
 
 @pytest.fixture(scope="session")
+def levels() -> Task:
+    """160 texts of four ordered classes."""
+    return _task("level_rows", 160)
+
+
+@pytest.fixture(scope="session")
 def pairs() -> Task:
     """48 pairs of texts."""
     return _task("pair_rows", 48, text2="text2")

@@ -117,3 +117,16 @@ def pair_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
         }
         for a, b in zip(first, second, strict=True)
     ]
+
+
+def level_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Texts with three words of two topics; the label is how many are of the second: 0 to 3."""
+    rng = random.Random(seed)
+    rows: list[dict[str, Any]] = []
+    for number in range(count):
+        level = number % 4
+        words = rng.choices(TOPICS["login"], k=3 - level) + rng.choices(TOPICS["refund"], k=level)
+        rng.shuffle(words)
+        rows.append({"text": " ".join(words), "label": level})
+    rng.shuffle(rows)
+    return rows

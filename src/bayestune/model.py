@@ -28,6 +28,7 @@ from bayestune.backbone import (
 from bayestune.config import Recipe, nest_sections, to_mapping
 from bayestune.data import Encoded, LabelSet, Task, encode, render
 from bayestune.errors import ConfigError, DataError
+from bayestune.head import GenerativeHead
 from bayestune.methods import Method
 from bayestune.metrics import Density, density_score
 from bayestune.prediction import Prediction
@@ -49,7 +50,8 @@ class BayesModel:
         head: the distribution over the last layer.
         task: kind, classes and columns of the task; without examples.
         source: where the backbone came from.
-        density: class densities of training features; None before training.
+        density: class densities of training features; None before training, and where the head is
+            a density itself.
         cache: frozen states of texts already seen; None computes every text anew.
     """
 
@@ -226,7 +228,10 @@ class BayesModel:
             mask if mask is None else mask.to(device),
         )
         score = None
-        if self.density is not None and len(phi):
+        if isinstance(self.head, GenerativeHead) and len(phi):
+            with torch.no_grad():
+                score = -self.head.log_density(phi.to(device)).float().cpu()
+        elif self.density is not None and len(phi):
             score = density_score(self.density, phi).float()
         return Prediction.of(predictive.cpu(), self.labels.names, score)
 

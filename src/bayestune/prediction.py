@@ -20,8 +20,9 @@ class Prediction:
         entropy: total uncertainty H(p) ``(N,)``; aleatoric + epistemic.
         aleatoric: expected entropy under the posterior ``(N,)``.
         epistemic: mutual information of label and weights ``(N,)``; 0 for point methods.
-        ood_score: squared distance of the feature to its nearest training class ``(N,)``; the
-            higher, the less familiar. The mutual information where no density was fitted.
+        ood_score: squared distance of the feature to its nearest training class ``(N,)``, or its
+            negative log density under a generative head; the higher, the less familiar. The mutual
+            information where no density was fitted.
         names: display names of the K classes.
     """
 

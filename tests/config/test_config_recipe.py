@@ -62,6 +62,8 @@ OTHER: dict[str, Any] = {
     "head.prior_scale": 0.25,
     "head.init_scale": 0.1,
     "head.columns": 2,
+    "head.axes": 7,
+    "head.joint": True,
     "head.learn_prior": True,
     "train.epochs": 7,
     "train.batch_size": 5,

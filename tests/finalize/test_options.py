@@ -54,7 +54,7 @@ def test_the_mean_moves_to_the_mode_at_its_precision(rows, gaussian, masked, ref
     weight = head.weight.detach().double().requires_grad_()
     (slope,) = torch.autograd.grad(log_posterior(weight, fit, 0.3 * unit(head)), weight)
     assert slope.norm() < 2e-3 * float(fit.phi.norm())
-    form = measure(head.weight, fit, refresh)
+    form = measure(head, head.weight, fit, refresh)
     torch.testing.assert_close(
         head.moments(fit.phi)[1], form.variance(fit.phi, 0.3 * unit(head)), rtol=1e-3, atol=1e-6
     )
@@ -66,7 +66,7 @@ def test_the_log_evidence_is_that_of_importance_sampling(rows, gaussian) -> None
     _, chosen = select(head, fit, None, config())
     tau, weight = unit(head), head.weight.detach().double()
     # log ∫ p(y|W) p(W) dW with the Laplace posterior under the full curvature as the proposal.
-    form = measure(weight, Features(fit.phi.double(), fit.labels), "full")
+    form = measure(head, weight, Features(fit.phi.double(), fit.labels), "full")
     L = form.spread(tau)
     size = weight.numel()
     noise = torch.randn(20_000, size, generator=torch.Generator().manual_seed(0)).double()
@@ -120,7 +120,7 @@ def test_precisions_of_groups_have_more_evidence_than_one(rows, gaussian, groups
     head = gaussian()
     _, chosen = select(head, fit, None, replace(only, groups=groups))
     assert head.family == "dense" and chosen.log_evidence > shared.log_evidence + 0.3
-    own = own_curvature(head.weight, fit.phi, fit)
+    own = own_curvature(head, fit.phi @ head.weight.detach().T, fit)
     var = head.moments(fit.phi)[1]
     with torch.no_grad():  # the covariance is one of these curvatures and of some diagonal prior
         S = (head.factor @ head.factor.mT).double()
@@ -189,12 +189,12 @@ def test_two_classes_report_what_the_blocks_leave_out() -> None:
         some = Features(fit.phi[:count], fit.labels[:count])
         head = GaussianHead(in_features=6, num_classes=2, feature_energy=6.0)
         _, chosen = select(head, some, None, config(precision=0.1))
-        full = measure(head.weight, some, "full").variance(some.phi, 0.1 * unit(head))
+        full = measure(head, head.weight, some, "full").variance(some.phi, 0.1 * unit(head))
         block = head.moments(some.phi)[1].detach().sum(1)
         expected = float(block.sum() / (contrast @ full @ contrast).sum())
         assert chosen.excess == pytest.approx(expected, rel=1e-3)
         assert 1.2 < chosen.excess <= 2
-    assert excess(measure(torch.zeros(3, 6), fit, "block"), phi, 1.0) is None
+    assert excess(measure(head, torch.zeros(3, 6), fit, "block"), phi, 1.0) is None
 
 
 @pytest.mark.parametrize("refresh", ["kronecker", "full"])

@@ -105,7 +105,7 @@ def test_the_eigen_covariance_is_the_inverse_of_the_diagonal_in_its_basis(
 @pytest.mark.parametrize("refresh", REFRESHES)
 def test_one_measurement_serves_every_precision(rows, gaussian, refresh, count) -> None:
     fit, head, phi = rows(count), gaussian(), rows(15, 3).phi
-    form = measure(head.weight, fit, refresh)
+    form = measure(head, head.weight, fit, refresh)
     for tau in (0.01, 1.0, 50.0):
         copy = deepcopy(head)
         install(copy, form, tau)

@@ -20,6 +20,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "point": {"method": "mle"},
     "refreshed point": {"method": "mle", "refresh": "block"},
     "choice": {"labels": "choice", "refresh": "diagonal"},
+    "generative": {"head": {"kind": "generative"}},
+    "generative choice": {"labels": "choice", "head": {"kind": "generative", "joint": True}},
+    "ordinal": {"labels": "levels", "head": {"kind": "ordinal"}, "refresh": "block"},
     "encoder": {"labels": "pairs", "base": "bert_base", "layers": "all"},
     "point encoder": {"method": "mle", "base": "bert_base", "layers": "all"},
 }

@@ -11,8 +11,11 @@ from transformers import AutoTokenizer
 
 from bayestune.store.card import card
 
+#: Their folders are feature extractors to stock PEFT.
+FEATURES = ["encoder", "generative", "ordinal"]
 
-@pytest.mark.parametrize("kind", ["diagonal", "point", "choice", "encoder"])
+
+@pytest.mark.parametrize("kind", ["diagonal", "point", "choice", *FEATURES])
 def test_its_code_loads_the_model_here_and_by_stock_peft(saved_kind, kind) -> None:
     model, out = saved_kind(kind)
     text = (out / "model" / "README.md").read_text(encoding="utf-8")
@@ -32,7 +35,7 @@ def test_its_code_loads_the_model_here_and_by_stock_peft(saved_kind, kind) -> No
     tokenizer = AutoTokenizer.from_pretrained(out / "model")
     with torch.no_grad():
         output = names["model"].eval()(**tokenizer("a b", return_tensors="pt"))  # pyright: ignore
-    if kind == "encoder":
+    if kind in FEATURES:
         assert output.last_hidden_state.shape[-1] == model.head.in_features
     else:
         assert output.logits.shape == (1, len(model.labels))

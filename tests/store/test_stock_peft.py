@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import AutoPeftModelForSequenceClassification, PeftConfig, PeftModel
+from peft import (
+    AutoPeftModelForFeatureExtraction,
+    AutoPeftModelForSequenceClassification,
+    PeftConfig,
+    PeftModel,
+)
 from safetensors import safe_open
 from transformers import AutoModel, AutoTokenizer
 
@@ -50,6 +55,22 @@ def test_its_configuration_is_peft_s_own(saved_kind, llama_base) -> None:
     written = json.loads((folder / "adapter_config.json").read_text())
     assert written["peft_type"] == "POLAR" and written["task_type"] == "SEQ_CLS"
     assert written["base_model_name_or_path"] == str(llama_base)
+
+
+@pytest.mark.parametrize("kind", ["generative", "ordinal"])
+def test_heads_that_no_linear_score_stands_for_are_no_classifier_to_it(saved_kind, kind) -> None:
+    model, out = saved_kind(kind)
+    folder = out / "model"
+    with pytest.raises(ValueError, match="Expected target PEFT class: PeftModelForFeature"):
+        AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=4)
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as tensors:
+        assert not [name for name in tensors.keys() if "score" in name]  # noqa: SIM118
+    stock = AutoPeftModelForFeatureExtraction.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        inputs = tokenizer(f"{TEXTS[0]}\nLabel:", return_tensors="pt")
+        hidden = stock(input_ids=inputs["input_ids"]).last_hidden_state[0, -1]
+    torch.testing.assert_close(hidden, model.features(TEXTS[:1])[0], rtol=1e-5, atol=1e-5)
 
 
 def test_an_encoder_is_a_feature_extractor_to_it(saved_kind, bert_base) -> None:

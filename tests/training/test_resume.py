@@ -93,6 +93,18 @@ def test_a_resumed_run_is_the_uninterrupted_one(make, clear, whole, tmp_path, ex
     assert not (out / "checkpoint").exists()
 
 
+@pytest.mark.parametrize("kind", ["generative", "ordinal"])
+def test_heads_of_other_likelihoods_resume_too(make, clear, levels, tmp_path, kind) -> None:
+    # A joint generative head has as many axes as its rows allow, and so has its checkpoint.
+    task, options = clear, {**OPTIONS, "head": {"kind": kind, "joint": True}, "epochs": 3}
+    if kind == "ordinal":
+        task = levels
+    fit(make(labels=task, **options), task, out=tmp_path / "whole", progress=silent)
+    interrupted(make, task, tmp_path / "run", 150, labels=task, **options)
+    fit(make(labels=task, **options), task, out=tmp_path / "run", resume=True, progress=silent)
+    same_files(tmp_path / "whole", tmp_path / "run")
+
+
 def test_it_may_be_interrupted_more_than_once(make, clear, whole, tmp_path) -> None:
     out = tmp_path / "run"
     interrupted(make, clear, out, 130)

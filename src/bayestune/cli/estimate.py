@@ -102,7 +102,9 @@ def estimate(model: BayesModel, train: Task, val: Task | None) -> Estimate:
     reader = model.reader()
     some = rows.encoded.select(range(min(len(rows), recipe.train.batch_size)))
     # The first pass of all is slower than the others, and training measures the energy as well.
-    model.head.set_feature_energy(reader.features(some))  # pyright: ignore[reportCallIssue]
+    phi = reader.features(some).to(model.backbone.device)
+    first = rows.batch(phi, range(len(phi)))
+    model.head.start(first.phi, first.labels, first.weights)  # pyright: ignore[reportCallIssue]
     loop = Loop(
         method=model.method,
         reader=reader,

@@ -213,6 +213,8 @@ def _choices(chosen: Mapping[str, Any]) -> str:
     match chosen.get("covariance"):
         case "trained":
             words.append(f"covariance as trained, its scale × {chosen['value']:.3g}")
+        case "exact":
+            words.append("the exact posterior of the classes")
         case "refreshed":
             words.append(f"covariance refreshed at precision {chosen['value']:.3g}")
         case "ascended":

@@ -35,12 +35,14 @@ class AdapterConfig:
 class HeadConfig:
     """The distribution over the last layer."""
 
-    kind: Literal["gaussian", "linear"] = "gaussian"
+    kind: Literal["gaussian", "linear", "generative", "ordinal"] = "gaussian"
     prior: Literal["auto", "zero", "pretrained"] = "auto"  # auto: pretrained for answer letters
     prior_scale: float = 1.0  # prior logit variance is 2 · prior_scale · max(1, ln K)
     init_scale: float = 0.5  # initial standard deviation of a logit, in logits
     covariance: Literal["diagonal", "low_rank", "kronecker", "eigen", "dense"] = "diagonal"
     columns: int = 4  # of the low-rank covariance
+    axes: int = 128  # of a generative head: the most principal axes of the features it reads
+    joint: bool = False  # a generative head trains the adapter; else it replaces one that did
     bound: Literal["jensen", "tilted", "exact", "monte_carlo"] = "jensen"  # of the likelihood term
     learn_prior: bool = False  # empirical Bayes: the prior variance follows the posterior
     pooling: Literal["auto", "last", "mean", "cls"] = "auto"  # auto: last decoders, mean encoders
@@ -49,6 +51,7 @@ class HeadConfig:
         _check(self.prior_scale > 0, "head.prior_scale", self.prior_scale, "a positive number")
         _check(self.init_scale > 0, "head.init_scale", self.init_scale, "a positive number")
         _check(self.columns >= 1, "head.columns", self.columns, "at least 1")
+        _check(self.axes >= 1, "head.axes", self.axes, "at least 1")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bayestune.finalize.features import Features
+from bayestune.finalize.generative import generative_head, to_generative
 from bayestune.finalize.options import KAPPAS
 from bayestune.finalize.refresh import REFRESHES
 from bayestune.finalize.select import Candidate, has_choices, select
@@ -12,6 +13,7 @@ from bayestune.finalize.temperature import (
     held_out_nll,
     item_nll,
     predictive_at,
+    search_temperature,
 )
 
 __all__ = [
@@ -21,9 +23,12 @@ __all__ = [
     "Features",
     "clearly_worse",
     "fit_temperature",
+    "generative_head",
     "has_choices",
     "held_out_nll",
     "item_nll",
     "predictive_at",
+    "search_temperature",
     "select",
+    "to_generative",
 ]

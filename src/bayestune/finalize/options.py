@@ -20,8 +20,9 @@ from torch import Tensor
 from bayestune.config import FinalizeConfig
 from bayestune.finalize import refresh
 from bayestune.finalize.features import Features
-from bayestune.head import GaussianHead
-from bayestune.posterior import ascend, bounds, dense, laplace, mode
+from bayestune.finalize.refresh import Head
+from bayestune.head import GaussianHead, OrdinalHead
+from bayestune.posterior import ascend, dense, laplace, mode
 from bayestune.posterior.evidence import log_evidence, updated_precision
 from bayestune.posterior.mode import basis_of
 
@@ -72,14 +73,20 @@ class Option:
     log_evidence: float | None = None
     excess: float | None = None
 
-    def install(self, head: GaussianHead) -> None:
+    def install(self, head: Head) -> None:
         """Give it to the head."""
+        head = rows_of(head)
         if self.mean is not None:
             head.weight.copy_(self.mean)
         if self.form is not None:
             refresh.install(head, self.form, self.precision)
         elif self.value != 1.0:
             head.scale_spread(self.value)
+
+
+def rows_of(head: Head) -> GaussianHead:
+    """Return the Gaussian rows of a head."""
+    return head.row if isinstance(head, OrdinalHead) else head
 
 
 def grid(config: FinalizeConfig, kl: float | str) -> list[tuple[Kind, float]]:
@@ -104,7 +111,7 @@ def grid(config: FinalizeConfig, kl: float | str) -> list[tuple[Kind, float]]:
 
 
 def options(
-    head: GaussianHead,
+    head: Head,
     fit: Features,
     phi: Tensor,
     config: FinalizeConfig,
@@ -139,7 +146,7 @@ def options(
         yield from _ascended(head, fit, phi, name, of_kind["ascended"])
 
 
-def _trained(head: GaussianHead, phi: Tensor, scales: Sequence[float]) -> Iterator[Option]:
+def _trained(head: Head, phi: Tensor, scales: Sequence[float]) -> Iterator[Option]:
     if not scales:
         return
     mu, var = head.moments(phi)
@@ -148,10 +155,10 @@ def _trained(head: GaussianHead, phi: Tensor, scales: Sequence[float]) -> Iterat
 
 
 def _refreshed(
-    head: GaussianHead, fit: Features, phi: Tensor, name: str, precisions: Sequence[float]
+    head: Head, fit: Features, phi: Tensor, name: str, precisions: Sequence[float]
 ) -> Iterator[Option]:
-    form, unit = refresh.measure(head.weight, fit, name), _unit(head)
-    mu = head(phi)
+    form, unit = refresh.measure(head, head.weight, fit, name), _unit(head)
+    mu = rows_of(head)(phi)
     for precision in precisions:
         tau = precision * unit
         var, excess = form.variance(phi, tau), refresh.excess(form, fit.phi, tau)
@@ -159,19 +166,19 @@ def _refreshed(
 
 
 def _at_modes(
-    head: GaussianHead, fit: Features, phi: Tensor, name: str, precisions: Sequence[float]
+    head: Head, fit: Features, phi: Tensor, name: str, precisions: Sequence[float]
 ) -> Iterator[Option]:
-    wide, centre, unit = fit.phi.double(), head.prior_mean.double(), _unit(head)
+    wide, centre, unit = fit.phi.double(), rows_of(head).prior_mean.double(), _unit(head)
     basis, weight = basis_of(wide), head.weight.detach().double()
 
     def likelihood(logits: Tensor) -> Tensor:
-        return refresh.log_likelihood(logits, fit)
+        return refresh.log_likelihood(head, logits, fit)
 
     for precision in sorted(precisions, reverse=True):  # the mode at a neighbour is near
         tau = precision * unit
         weight = mode(wide, weight, centre, tau, likelihood, basis=basis, tolerance=1e-4)
         mean = weight.to(head.weight)
-        form = refresh.measure(mean, fit, name)
+        form = refresh.measure(head, mean, fit, name)
         values = (form.block if isinstance(form, laplace.Span) else form).values.double()  # pyright: ignore
         evidence = log_evidence(likelihood(wide @ weight.T), weight, centre, values, tau)
         yield Option(
@@ -188,21 +195,19 @@ def _at_modes(
         )
 
 
-def _by_groups(
-    head: GaussianHead, fit: Features, phi: Tensor, groups: str, start: Option
-) -> Option:
+def _by_groups(head: Head, fit: Features, phi: Tensor, groups: str, start: Option) -> Option:
     """Return class blocks whose precisions, one per group, are the evidence's fixed point."""
     wide, own = fit.phi.double(), refresh.groups_of(groups, head, fit)
-    basis, centre = basis_of(wide), head.prior_mean.double()
+    basis, centre = basis_of(wide), rows_of(head).prior_mean.double()
     assert start.mean is not None
     weight, tau = start.mean.double(), torch.full_like(centre, start.precision)
 
     def likelihood(logits: Tensor) -> Tensor:
-        return refresh.log_likelihood(logits, fit)
+        return refresh.log_likelihood(head, logits, fit)
 
     for _ in range(_ROUNDS):
         weight = mode(wide, weight, centre, tau, likelihood, basis=basis, tolerance=1e-4)
-        form = laplace.Given.of(wide, refresh.own_curvature(weight, wide, fit), tau)
+        form = laplace.Given.of(wide, refresh.own_curvature(head, wide @ weight.T, fit), tau)
         updated = updated_precision(
             weight, centre, dense.marginal_scale(form.factor).square(), tau, own
         ).clamp(start.precision / _RANGE, start.precision * _RANGE)
@@ -212,7 +217,9 @@ def _by_groups(
             break
     weight = mode(wide, weight, centre, tau, likelihood, basis=basis, tolerance=1e-4)
     mean = weight.to(head.weight)
-    form = laplace.Given.of(fit.phi, refresh.own_curvature(mean, fit.phi, fit), tau.to(head.weight))
+    form = laplace.Given.of(
+        fit.phi, refresh.own_curvature(head, fit.phi @ mean.T, fit), tau.to(head.weight)
+    )
     log_det = 2 * torch.linalg.slogdet(form.factor.double()).logabsdet.sum() + tau.log().sum()
     penalty = (tau * (weight - centre).square()).sum()
     evidence = likelihood(wide @ weight.T) + 0.5 * (log_det - penalty)
@@ -231,9 +238,8 @@ def _by_groups(
 
 
 def _ascended(
-    head: GaussianHead, fit: Features, phi: Tensor, name: str, kappas: Sequence[float]
+    head: Head, fit: Features, phi: Tensor, name: str, kappas: Sequence[float]
 ) -> Iterator[Option]:
-    bound = "exact" if head.likelihood == "monte_carlo" else head.likelihood
     form = laplace.Span if name == "block" and len(fit) < head.in_features else _ASCENDED[name]
     unit = _unit(head)
     for kappa in kappas:
@@ -242,9 +248,9 @@ def _ascended(
             fit.labels,
             head.weight.detach(),
             form,
-            head.prior_mean,
-            head.log_prior_variance.exp(),
-            getattr(bounds, bound),
+            rows_of(head).prior_mean,
+            rows_of(head).log_prior_variance.exp(),
+            refresh.bound_of(head),
             kappa=kappa,
             weights=fit.weights,
             mask=fit.mask,
@@ -253,9 +259,9 @@ def _ascended(
         yield Option("ascended", kappa, 0.0, mu, var, found.form, unit, found.mean)
 
 
-def _unit(head: GaussianHead) -> float:
+def _unit(head: Head) -> float:
     """Return the prior's own precision 1/σ₀²."""
-    return float((-head.log_prior_variance).exp())
+    return float((-rows_of(head).log_prior_variance).exp())
 
 
 def _cost(precision: float) -> float:

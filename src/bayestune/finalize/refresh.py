@@ -19,8 +19,11 @@ from torch import Tensor
 
 from bayestune.errors import ConfigError
 from bayestune.finalize.features import Features
-from bayestune.head import GaussianHead
-from bayestune.posterior import bounds, curvature, laplace
+from bayestune.head import GaussianHead, OrdinalHead
+from bayestune.posterior import bounds, curvature, laplace, ordinal
+from bayestune.posterior.ascent import Bound
+
+Head = GaussianHead | OrdinalHead
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +36,7 @@ FULL_LIMIT = 2**26
 REFRESHES = ("full", "kronecker", "block", "eigen", "diagonal")
 
 
-def form_of(refresh: str, head: GaussianHead, rows: int) -> str:
+def form_of(refresh: str, head: Head, rows: int) -> str:
     """Return the name of a form for a recipe's ``finalize.refresh``.
 
     ``auto`` takes dense blocks while all of them hold at most `BLOCK_LIMIT` numbers, and one
@@ -48,7 +51,9 @@ def form_of(refresh: str, head: GaussianHead, rows: int) -> str:
     Raises:
         ConfigError: the whole curvature is asked for and too large.
     """
-    K, D = head.num_classes, head.in_features
+    K, D = head.weight.shape
+    if K == 1 and refresh in ("full", "kronecker"):
+        return "block"  # one row is not coupled to another
     if refresh == "full" and K > 2 and (K * D) ** 2 > FULL_LIMIT:
         raise ConfigError(
             f"finalize.refresh=full would decompose a matrix of {K * D} × {K * D} ({K} classes, "
@@ -69,15 +74,16 @@ def form_of(refresh: str, head: GaussianHead, rows: int) -> str:
 
 
 @torch.no_grad()
-def measure(weight: Tensor, fit: Features, name: str) -> laplace.Form:
+def measure(head: Head, weight: Tensor, fit: Features, name: str) -> laplace.Form:
     """Measure the curvature of the training likelihood at a mean.
 
     Args:
+        head: says what the likelihood is.
         weight: the mean, ``(K, D)``.
         fit: training features.
         name: one of `REFRESHES`.
     """
-    own = own_curvature(weight, fit.phi, fit)
+    own = own_curvature(head, fit.phi @ weight.T, fit)
     if name == "diagonal":
         return laplace.Diagonal.of(fit.phi, own)
     if name == "eigen":
@@ -92,12 +98,38 @@ def measure(weight: Tensor, fit: Features, name: str) -> laplace.Form:
     return form.of(fit.phi, probs, fit.weights)
 
 
-def own_curvature(weight: Tensor, phi: Tensor, fit: Features) -> Tensor:
-    """Return ω_n p_nk (1 − p_nk) of training rows at a mean, ``(N, K)``; φ in any precision."""
-    return curvature.bernoulli(present(phi @ weight.T, fit).softmax(dim=1), fit.weights)
+def own_curvature(head: Head, logits: Tensor, fit: Features) -> Tensor:
+    """Return the weighed curvature of the training rows in each of their logits, ``(N, K)``."""
+    if isinstance(head, OrdinalHead):
+        own = ordinal.curvature(logits.squeeze(-1), fit.labels, head.cuts.to(logits)).unsqueeze(-1)
+        return own if fit.weights is None else own * fit.weights.unsqueeze(-1)
+    return curvature.bernoulli(present(logits, fit).softmax(dim=1), fit.weights)
 
 
-def groups_of(groups: str, head: GaussianHead, fit: Features) -> Tensor:
+def bound_of(head: Head) -> Bound:
+    """Return the bound that the head is trained with, as `posterior.ascend` takes it."""
+    if isinstance(head, OrdinalHead):
+
+        def expected(mu: Tensor, var: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
+            score, variance = mu.squeeze(-1), var.squeeze(-1)
+            return ordinal.expected_log_likelihood(score, variance, labels, head.cuts.to(mu))
+
+        return expected
+    # Monte Carlo estimates the expectation itself.
+    return getattr(bounds, "exact" if head.likelihood == "monte_carlo" else head.likelihood)
+
+
+def log_likelihood(head: Head, logits: Tensor, fit: Features) -> Tensor:
+    """Return Σ_n ω_n log p(y_n | z_n) of the training rows' logits ``(N, K)``, a scalar."""
+    if isinstance(head, OrdinalHead):
+        log_p = ordinal.log_probs(logits.squeeze(-1), head.cuts.to(logits))
+        rows = log_p.gather(1, fit.labels[:, None]).squeeze(1)
+    else:
+        rows = bounds.jensen(logits, torch.zeros_like(logits), fit.labels, fit.mask)
+    return rows.sum() if fit.weights is None else (fit.weights * rows).sum()
+
+
+def groups_of(groups: str, head: Head, fit: Features) -> Tensor:
     """Return which weights share a prior precision, int64 ``(K, D)``.
 
     Args:
@@ -106,7 +138,7 @@ def groups_of(groups: str, head: GaussianHead, fit: Features) -> Tensor:
         head: gives the shape.
         fit: training features.
     """
-    K, D = head.num_classes, head.in_features
+    K, D = head.weight.shape
     if groups == "class":
         return torch.arange(K, device=fit.phi.device)[:, None].expand(K, D)
     octave = fit.phi.double().square().mean(0).clamp_min(1e-30).log2().div(2).round()
@@ -150,12 +182,6 @@ def install(head: GaussianHead, form: laplace.Form, precision: float) -> None:
             head.set_spread("coupled", log_scale=scale.log(), basis=basis, classes=form.classes)
         case laplace.Full():
             head.set_spread("joint", root=form.spread(precision))
-
-
-def log_likelihood(logits: Tensor, fit: Features) -> Tensor:
-    """Return Σ_n ω_n log softmax(z_n)_y of the training rows' logits ``(N, K)``, a scalar."""
-    rows = bounds.jensen(logits, torch.zeros_like(logits), fit.labels, fit.mask)
-    return rows.sum() if fit.weights is None else (fit.weights * rows).sum()
 
 
 def present(logits: Tensor, fit: Features) -> Tensor:

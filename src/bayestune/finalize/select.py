@@ -6,6 +6,7 @@ Every option is judged at its own temperature. All work on cached features; the 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,13 +15,14 @@ from bayestune.config import FinalizeConfig, PredictConfig
 from bayestune.errors import ConfigError
 from bayestune.finalize.features import Features
 from bayestune.finalize.options import Kind, Option, grid, options
+from bayestune.finalize.refresh import Head
 from bayestune.finalize.temperature import (
     clearly_worse,
-    fit_temperature,
     item_nll,
     predictive_at,
+    search_temperature,
 )
-from bayestune.head import GaussianHead
+from bayestune.head import OrdinalHead
 from bayestune.progress import Progress, silent
 
 
@@ -50,7 +52,7 @@ class Candidate:
 
 @torch.no_grad()
 def select(
-    head: GaussianHead,
+    head: Head,
     fit: Features,
     held_out: Features | None,
     config: FinalizeConfig,
@@ -98,16 +100,11 @@ def select(
         for option in options(head, fit, phi, config, values):
             loss = torch.zeros(0)
             if held_out is not None:
-                rows = (held_out.labels, held_out.mask)
+                probs = partial(_probs, head, option, held_out, predict)
                 if config.temperature == "auto":
                     # The neighbour's temperature is near: half the evaluations from there.
-                    temperature, _ = fit_temperature(
-                        option.mu, option.var, *rows, config=predict, start=temperature
-                    )
-                probs = predictive_at(
-                    option.mu, option.var, temperature, held_out.mask, predict
-                ).probs
-                loss = item_nll(probs, held_out.labels)
+                    temperature, _ = search_temperature(probs, held_out.labels, temperature)
+                loss = item_nll(probs(temperature), held_out.labels)
             nll = None if held_out is None else float(loss.mean())
             candidate = Candidate(
                 option.kind, option.value, temperature, nll, option.log_evidence, option.excess
@@ -130,6 +127,14 @@ def has_choices(config: FinalizeConfig, kl: float | str = "auto") -> bool:
     if config.precision == "evidence":
         kinds = [kind for kind in kinds if kind != "refreshed"] + ["refreshed"]
     return config.temperature == "auto" or len(kinds) > 1
+
+
+def _probs(
+    head: Head, option: Option, rows: Features, predict: PredictConfig | None, temperature: float
+) -> Tensor:
+    if isinstance(head, OrdinalHead):
+        return head.at(option.mu, option.var, temperature).probs
+    return predictive_at(option.mu, option.var, temperature, rows.mask, predict).probs
 
 
 def _preferred(

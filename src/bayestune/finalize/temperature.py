@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -101,14 +102,30 @@ def fit_temperature(
     Source: Guo et al. 2017, section 4.2, for the point case without the prior.
     """
 
-    def nll(log2: float) -> float:
-        return held_out_nll(predictive_at(mu, var, 2.0**log2, mask, config).probs, labels)
+    def probs(temperature: float) -> Tensor:
+        return predictive_at(mu, var, temperature, mask, config).probs
 
+    return search_temperature(probs, labels, start)
+
+
+def search_temperature(
+    probs: Callable[[float], Tensor], labels: Tensor, start: float = 1.0
+) -> tuple[float, float]:
+    """Find the temperature of `fit_temperature` for any probabilities ``(N, K)`` that depend on it.
+
+    Args:
+        probs: probabilities at a temperature.
+        labels: ``(N,)``.
+        start: where to begin.
+
+    Returns:
+        T and the mean negative log-likelihood there, in nats.
+    """
     found: dict[float, float] = {}
 
     def loss(log2: float) -> float:
         if log2 not in found:
-            found[log2] = nll(log2)
+            found[log2] = held_out_nll(probs(2.0**log2), labels)
         return found[log2] + (log2 * math.log(2)) ** 2 / (2 * PRIOR_SD**2 * len(labels))
 
     x = minimise(loss, math.log2(start), _STEP, _FINE, _RANGE)

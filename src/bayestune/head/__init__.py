@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from bayestune.head.gaussian import GaussianHead
+from bayestune.head.generative import GenerativeHead
 from bayestune.head.installation import install
 from bayestune.head.linear import LinearHead
+from bayestune.head.ordinal import OrdinalHead
 
-__all__ = ["GaussianHead", "LinearHead", "install"]
+__all__ = ["GaussianHead", "GenerativeHead", "LinearHead", "OrdinalHead", "install"]

@@ -17,6 +17,15 @@ def require_positive(name: str, value: float) -> None:
         raise ConfigError(f"{name} is {value!r}; it must be positive and finite.")
 
 
+def require_sizes(num_classes: int, in_features: int, least: int = 2) -> None:
+    """Raise ConfigError unless there are enough classes and one feature."""
+    if num_classes < least or in_features < 1:
+        raise ConfigError(
+            f"A head over {num_classes} classes and {in_features} features was asked for; "
+            f"it needs at least {least} classes and 1 feature."
+        )
+
+
 def starting_rows(rows: Tensor | None, num_classes: int, in_features: int) -> Tensor:
     """Return the initial weights of a head, a float32 copy of the rows or zeros.
 
@@ -29,13 +38,8 @@ def starting_rows(rows: Tensor | None, num_classes: int, in_features: int) -> Te
         Weights, ``(K, D)``.
 
     Raises:
-        ConfigError: a size is out of range, or the rows have another shape.
+        ConfigError: the rows have another shape.
     """
-    if num_classes < 2 or in_features < 1:
-        raise ConfigError(
-            f"A head over {num_classes} classes and {in_features} features was asked for; "
-            "it needs at least 2 classes and 1 feature."
-        )
     shape = (num_classes, in_features)
     if rows is None:
         return torch.zeros(shape)

@@ -32,7 +32,7 @@ class GaussianHead(nn.Module):
 
     Args:
         in_features: feature dimension D.
-        num_classes: number of classes K.
+        num_classes: number of classes K; 1 for the one score of ordered classes.
         prior: centre of the prior: ``"zero"``, or the pretrained ``rows``.
         rows: rows of a pretrained output layer for the K classes, ``(K, D)``.
         prior_scale: prior logit variance relative to 2 · max(1, ln K).
@@ -94,6 +94,7 @@ class GaussianHead(nn.Module):
             raise ConfigError(
                 f"prior={prior!r} but {given}: pass rows (K, D) with prior='pretrained' only."
             )
+        checks.require_sizes(num_classes, in_features, least=1)
         checks.require_positive("prior_scale", prior_scale)
         checks.require_positive("init_scale", init_scale)
         checks.require_positive("columns", columns)
@@ -141,6 +142,10 @@ class GaussianHead(nn.Module):
             if not isinstance(h_or_value, Tensor) or h_or_value.ndim != 2:
                 raise ModelError("covariance='eigen' is set by features (N, D), not by an energy.")
             self.basis = eigenbasis(full_precision(h_or_value, self.weight))
+
+    def start(self, phi: Tensor, labels: Tensor, weights: Tensor | None = None) -> None:
+        """Set all scales by training features ``(N, D)``; labels and weights are not looked at."""
+        self.set_feature_energy(phi)
 
     def lr_factors(self) -> dict[str, float]:
         """Return the factor on the learning rate of each parameter; logarithms need none.

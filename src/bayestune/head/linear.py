@@ -44,6 +44,7 @@ class LinearHead(nn.Module):
         feature_energy: float | None = None,
     ) -> None:
         super().__init__()
+        checks.require_sizes(num_classes, in_features)
         self.in_features, self.num_classes = in_features, num_classes
         self.weight = nn.Parameter(checks.starting_rows(rows, num_classes, in_features))
         self.register_buffer("feature_energy", torch.tensor(math.nan))
@@ -54,6 +55,10 @@ class LinearHead(nn.Module):
     def set_feature_energy(self, h_or_value: Tensor | float) -> None:
         """Measure E‖h‖² on training features ``(N, D)``, or set it; it scales the learning rate."""
         self.feature_energy.fill_(energy.measure(h_or_value))
+
+    def start(self, phi: Tensor, labels: Tensor, weights: Tensor | None = None) -> None:
+        """Set all scales by training features ``(N, D)``; labels and weights are not looked at."""
+        self.set_feature_energy(phi)
 
     def lr_factors(self) -> dict[str, float]:
         """Return the factor on the learning rate of each parameter."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,8 +12,16 @@ from bayestune.backbone import Base, Source, adapt, output_rows
 from bayestune.config import PredictConfig, Recipe
 from bayestune.data import Example, Task, label_token_ids, render
 from bayestune.errors import ConfigError
-from bayestune.finalize import REFRESHES, Features, fit_temperature, predictive_at, select
-from bayestune.head import GaussianHead, LinearHead
+from bayestune.finalize import (
+    REFRESHES,
+    Features,
+    fit_temperature,
+    generative_head,
+    predictive_at,
+    select,
+    to_generative,
+)
+from bayestune.head import GaussianHead, GenerativeHead, LinearHead, OrdinalHead
 from bayestune.methods.contract import Parts, Terms
 from bayestune.posterior.predictive import Predictive
 from bayestune.progress import Progress, silent
@@ -21,6 +30,9 @@ from bayestune.progress import Progress, silent
 def build(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Recipe) -> Parts:
     """Make the recipe's head, put it into the model and adapt the model around it."""
     head = make_head(base, source, tokenizer, task, recipe)
+    if recipe.head.kind in ("generative", "ordinal"):
+        # No bias-free linear score says what these say: better no classifier for stock PEFT.
+        base = replace(base, model=base.transformer)
     return Parts(*adapt(base, head, recipe.adapter, recipe.head))
 
 
@@ -46,19 +58,24 @@ def make_head(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Re
         prompt = str(render(example, recipe.prompt, decoder=True, tokenizer=tokenizer))
         rows = output_rows(source, base, label_token_ids(tokenizer, prompt, names))
     common: dict[str, Any] = {"in_features": base.width, "num_classes": len(task.labels)}
-    if recipe.head.kind == "linear":
+    kind = recipe.head.kind
+    if kind == "generative":
+        if recipe.head.joint:
+            return generative_head(recipe, **common)
+        kind = "linear" if recipe.train.kl == 0 else "gaussian"  # until training has ended
+    if kind == "linear":
         return LinearHead(**common, rows=rows)
-    return GaussianHead(
-        **common,
-        prior=prior,
-        rows=rows,
-        prior_scale=recipe.head.prior_scale,
-        init_scale=recipe.head.init_scale,
-        covariance=recipe.head.covariance,
-        columns=recipe.head.columns,
-        bound=recipe.head.bound,
-        learn_prior=recipe.head.learn_prior,
-    )
+    common |= {
+        "prior_scale": recipe.head.prior_scale,
+        "init_scale": recipe.head.init_scale,
+        "covariance": recipe.head.covariance,
+        "columns": recipe.head.columns,
+        "learn_prior": recipe.head.learn_prior,
+    }
+    if kind == "ordinal":
+        _require_order(task)
+        return OrdinalHead(**common)
+    return GaussianHead(**common, prior=prior, rows=rows, bound=recipe.head.bound)
 
 
 def loss(head: nn.Module, batch: Features) -> Terms:
@@ -76,17 +93,23 @@ def finalize(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Choose the covariance and fold one temperature into the posterior, as the recipe says.
 
-    A point head that is to be refreshed becomes a Gaussian one around the same mean.
+    A point head that is to be refreshed becomes a Gaussian one around the same mean; with
+    ``head.kind=generative`` a generative head takes the place of the one that was trained.
     """
     config = recipe.finalize
     report: dict[str, Any] = {"covariance": "none", "value": None}
-    if isinstance(head, LinearHead) and config.refresh in REFRESHES:
+    generative = recipe.head.kind == "generative"
+    if isinstance(head, LinearHead) and config.refresh in REFRESHES and not generative:
         head = _gaussian_around(head, fit, recipe.head.prior_scale)
-    if isinstance(head, GaussianHead):
+    if generative:
+        head, report = to_generative(head, fit, held_out, recipe)
+        temperature = report["temperature"]
+    elif isinstance(head, GaussianHead | OrdinalHead):
         tried, chosen = select(
             head, fit, held_out, config, recipe.predict, progress, kl=recipe.train.kl
         )
-        report = {**vars(chosen), "family": head.family, "tried": [vars(c) for c in tried]}
+        family = head.row.family if isinstance(head, OrdinalHead) else head.family
+        report = {**vars(chosen), "family": family, "tried": [vars(c) for c in tried]}
         temperature = chosen.temperature
     elif config.temperature == "auto":
         if held_out is None:
@@ -109,8 +132,27 @@ def predict(
 ) -> Predictive:
     """Return the predictive of features ``(B, D)``: a point for point heads, else averaged."""
     with torch.no_grad():
+        if isinstance(head, GenerativeHead):
+            samples = None if config.samples == "auto" else int(config.samples)
+            return head.predictive(phi, mask, samples)
+        if isinstance(head, OrdinalHead):
+            return head.predictive(phi)
         mu, var = head.moments(phi)  # pyright: ignore[reportCallIssue]
     return predictive_at(mu, var if isinstance(head, GaussianHead) else None, 1.0, mask, config)
+
+
+def _require_order(task: Task) -> None:
+    """Raise ConfigError where the order of a task's classes is nobody's choice."""
+    values = task.labels.values
+    names = ", ".join(list(task.labels)[:8])
+    if task.kind == "choice":
+        raise ConfigError("head.kind=ordinal needs classes in an order; answer letters have none.")
+    if len(values) > 2 and isinstance(values[0], str) and list(values) == sorted(map(str, values)):
+        raise ConfigError(
+            f"head.kind=ordinal: the classes are in alphabetical order ({names}). Write the labels "
+            "as integers, or give the names in order: labels=[...] when the rows are read, or a "
+            "labels.json beside them."
+        )
 
 
 def _gaussian_around(head: nn.Module, fit: Features, prior_scale: float) -> GaussianHead:

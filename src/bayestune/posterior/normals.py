@@ -67,6 +67,21 @@ def fixed_normals(
         return normals.contiguous().to(device=device, dtype=dtype)
 
 
+@functools.lru_cache(maxsize=2)
+def seeded_normals(
+    shape: tuple[int, ...], seed: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Return cached independent standard normals of a shape; treat them as read-only.
+
+    For more dimensions than a Sobol sequence has.
+    """
+    with torch.inference_mode(False):
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(shape, generator=generator, dtype=torch.double).to(
+            device=device, dtype=dtype
+        )
+
+
 def drawn_normals(
     shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None = None
 ) -> Tensor:

@@ -98,7 +98,7 @@ class Predictive:
         with torch.autocast(mu.device.type, enabled=False):
             return cls.concatenate(
                 [
-                    cls._split(*_integrate(m, v, exists, method, samples, seed))
+                    cls.split(*_integrate(m, v, exists, method, samples, seed))
                     for m, v, exists in _blocks(mask, mu, var)
                 ]
             )
@@ -116,7 +116,7 @@ class Predictive:
         for draws, exists in _blocks(mask, logits.transpose(0, 1)):
             log_p = present(_full_precision(draws.transpose(0, 1), "logit"), exists).log_softmax(-1)
             p = log_p.exp()  # (S, b, K)
-            parts.append(cls._split(p.mean(0), -(p * log_p).sum(-1).mean(0)))
+            parts.append(cls.split(p.mean(0), -(p * log_p).sum(-1).mean(0)))
         return cls.concatenate(parts)
 
     @classmethod
@@ -146,7 +146,8 @@ class Predictive:
         return cls(*(torch.cat(tensors) for tensors in zip(*fields, strict=True)))
 
     @classmethod
-    def _split(cls, probs: Tensor, aleatoric: Tensor) -> Predictive:
+    def split(cls, probs: Tensor, aleatoric: Tensor) -> Predictive:
+        """Return the prediction of probabilities ``(B, K)`` and expected entropies ``(B,)``."""
         probs = probs / probs.sum(-1, keepdim=True)
         entropy = torch.special.entr(probs).sum(-1)
         # Rounding must not make information negative, nor break the sum.

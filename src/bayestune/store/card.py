@@ -44,7 +44,7 @@ _MEAN = (
     "The mean classifier alone, by stock PEFT (texts go through the prompt in `bayestune.json`):"
 )
 _FEATURES = (
-    "The adapted encoder alone, by stock PEFT (the classifier stands in `posterior.safetensors`):"
+    "The adapted backbone alone, by stock PEFT (the classifier stands in `posterior.safetensors`):"
 )
 
 

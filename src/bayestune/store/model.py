@@ -23,7 +23,7 @@ from bayestune.config import Recipe, from_mapping
 from bayestune.data import Task
 from bayestune.errors import BayestuneError, ModelError, StoreError
 from bayestune.files import checksum, new_folder, verify, write_json
-from bayestune.head import GaussianHead, LinearHead
+from bayestune.head import GaussianHead, GenerativeHead, LinearHead, OrdinalHead
 from bayestune.metrics import Density
 from bayestune.model import BayesModel, assemble
 from bayestune.store.card import card
@@ -33,7 +33,7 @@ ADAPTER = "adapter_model.safetensors"
 POSTERIOR = "posterior.safetensors"
 _DENSITY = "density."
 _METADATA = {"format": "pt"}
-_HEADS = {kind.__name__: kind for kind in (GaussianHead, LinearHead)}
+_HEADS = {kind.__name__: kind for kind in (GaussianHead, LinearHead, GenerativeHead, OrdinalHead)}
 _CHECKED = (ADAPTER, "adapter_config.json", POSTERIOR)
 
 
@@ -136,7 +136,8 @@ def _without_posterior(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _posterior_tensors(model: BayesModel) -> dict[str, Tensor]:
     tensors = {f"head.{k}": v for k, v in model.head.posterior_tensors().items()}  # pyright: ignore
-    if model.backbone.peft_model.peft_config["default"].task_type != "SEQ_CLS":
+    adapter = model.backbone.peft_model.peft_config["default"]
+    if adapter.task_type != "SEQ_CLS" and not isinstance(model.head, GenerativeHead):
         # An encoder's adapter folder has no place for the mean; it stands here.
         tensors["score.weight"] = model.head.weight.detach()  # pyright: ignore
     if model.density is not None:
@@ -183,6 +184,8 @@ def _restore_adapter(
             "another shape."
         )
     set_peft_model_state_dict(peft_model, present | stored)
+    if isinstance(model.head, GenerativeHead):
+        return
     mean = next((v for k, v in stored.items() if k.endswith("score.weight")), None)
     if mean is None:
         mean = posterior.get("score.weight")

@@ -7,7 +7,7 @@ would favour a small κ, which fits faster and overfits later.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -17,18 +17,18 @@ from bayestune.finalize import (
     KAPPAS,
     Features,
     clearly_worse,
-    fit_temperature,
     item_nll,
     predictive_at,
+    search_temperature,
 )
-from bayestune.head import GaussianHead
+from bayestune.head import GenerativeHead, LinearHead, OrdinalHead
 from bayestune.methods import Method
 from bayestune.model import BayesModel
 
 
 def candidates(model: BayesModel) -> tuple[float, ...]:
     """Return the κ that a model's recipe leaves to try; one where it is fixed or there is no KL."""
-    if not isinstance(model.head, GaussianHead):
+    if isinstance(model.head, LinearHead):
         return (0.0,)
     given = model.recipe.train.kl
     return KAPPAS if isinstance(given, str) else (float(given),)
@@ -70,6 +70,16 @@ def delivered_losses(
     if not tempered:
         return item_nll(method.predict(head, rows.phi, predict, rows.mask).probs, rows.labels)
     with torch.no_grad():
-        mu, _ = head.moments(rows.phi)  # pyright: ignore[reportCallIssue]
-    temperature, _ = fit_temperature(mu, None, rows.labels, rows.mask)
-    return item_nll(predictive_at(mu, None, temperature, rows.mask).probs, rows.labels)
+        probs = _of_mean(head, rows)
+        temperature, _ = search_temperature(probs, rows.labels)
+        return item_nll(probs(temperature), rows.labels)
+
+
+def _of_mean(head: nn.Module, rows: Features) -> Callable[[float], Tensor]:
+    """Return the probabilities ``(N, K)`` of the posterior's mean at a temperature."""
+    if isinstance(head, GenerativeHead):  # closed form, means averaged over
+        return lambda temperature: head.probs(rows.phi, rows.mask, temperature)
+    mu, _ = head.moments(rows.phi)  # pyright: ignore[reportCallIssue]
+    if isinstance(head, OrdinalHead):
+        return lambda temperature: head.at(mu, None, temperature).probs
+    return lambda temperature: predictive_at(mu, None, temperature, rows.mask).probs

@@ -11,7 +11,7 @@ from bayestune.config import Recipe, from_mapping, merge, nest_sections, to_mapp
 from bayestune.data import Task
 from bayestune.errors import ConfigError, DataError
 from bayestune.finalize import REFRESHES, has_choices
-from bayestune.head import GaussianHead
+from bayestune.head import LinearHead
 from bayestune.model import BayesModel
 from bayestune.progress import Progress, shown
 from bayestune.training.run import Journal, Run
@@ -83,9 +83,11 @@ def _needs_held_out(model: BayesModel) -> bool:
     recipe, finalize = model.recipe, model.recipe.finalize
     if recipe.train.patience > 0 or finalize.temperature == "auto":
         return True
-    gaussian = isinstance(model.head, GaussianHead)  # a refreshed point head has become one
-    refreshed = gaussian or finalize.refresh in REFRESHES
-    return (gaussian and recipe.train.kl == "auto") or (
+    point = isinstance(model.head, LinearHead)
+    if recipe.head.kind == "generative":
+        return not point and recipe.train.kl == "auto"
+    refreshed = not point or finalize.refresh in REFRESHES
+    return (not point and recipe.train.kl == "auto") or (
         refreshed and has_choices(finalize, recipe.train.kl)
     )
 

@@ -16,6 +16,7 @@ from bayestune.data import Task
 from bayestune.errors import ModelError, StoreError
 from bayestune.files import recover
 from bayestune.finalize import Features
+from bayestune.head import GenerativeHead
 from bayestune.metrics import Density, fit_density
 from bayestune.model import BayesModel
 from bayestune.peft import adapter_report
@@ -119,10 +120,11 @@ class Session:
             self.journal.truncate(self.history)
         else:
             torch.manual_seed(self.recipe.seed)
-            # E‖φ‖² as training starts sets the units of prior, posterior and rates.
-            some = range(0, len(self.rows), max(1, len(self.rows) // 512))
-            energy = self.reader.features(self.rows.encoded.select(some))
-            self.model.head.set_feature_energy(energy)  # pyright: ignore[reportCallIssue]
+            # Features as training starts set the units of prior, posterior and rates.
+            some = list(range(0, len(self.rows), max(1, len(self.rows) // 512)))
+            phi = self.reader.features(self.rows.encoded.select(some))
+            first = self.rows.batch(phi.to(self.model.backbone.device), some)
+            self.model.head.start(first.phi, first.labels, first.weights)  # pyright: ignore[reportCallIssue]
             loop = self._race(candidates(self.model), found)
             if loop.epoch > 0:
                 self._save_checkpoint(loop, CHECKPOINT)
@@ -137,7 +139,7 @@ class Session:
             self.model.head, fit_rows, val_rows, self.recipe, self.progress
         )
         self.model.set_head(head)
-        self.model.density = self.density(fit_rows)
+        self.model.density = None if isinstance(head, GenerativeHead) else self.density(fit_rows)
         return report
 
     def density(self, rows: Features) -> Density:

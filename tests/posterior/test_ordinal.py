@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from bayestune.posterior import ordinal
+
+D64 = torch.float64
+CUTS = torch.tensor([-1.5, 0.2, 2.5], dtype=D64)
+MU = torch.tensor([-4.0, 0.0, 0.3, 1.0, 9.0], dtype=D64)
+
+
+def drawn(mu: Tensor, var: Tensor, draws: int, seed: int = 0) -> Tensor:
+    g = torch.Generator().manual_seed(seed)
+    return mu + var.sqrt() * torch.randn(draws, len(mu), generator=g, dtype=D64)
+
+
+def written_out(f: Tensor, cuts: Tensor) -> Tensor:
+    """P(y = k | f) as differences of sigmoids."""
+    below = (cuts - f.unsqueeze(-1)).sigmoid()
+    ones = torch.ones_like(f).unsqueeze(-1)
+    return torch.cat([below, ones], -1) - torch.cat([0 * ones, below], -1)
+
+
+def test_log_probs_are_differences_of_sigmoids() -> None:
+    f = torch.linspace(-6, 6, 25, dtype=D64)
+    found = ordinal.log_probs(f, CUTS)
+    torch.testing.assert_close(found.exp(), written_out(f, CUTS))
+    # Where those cancel: σ(b_2 − f) − σ(b_1 − f) = e^{−f}(e^{b_2} − e^{b_1}) far above both.
+    far = ordinal.log_probs(torch.tensor(60.0, dtype=D64), CUTS)[1]
+    torch.testing.assert_close(far, -60 + (CUTS[1].exp() - CUTS[0].exp()).log())
+
+
+@pytest.mark.parametrize(
+    ("std", "draws"), [(1e-4, 10**4), (0.3, 10**5), (1.0, 10**6), (6.0, 10**5), (40.0, 10**5)]
+)
+def test_probabilities_and_entropy_are_those_of_draws(std, draws) -> None:
+    var = torch.full_like(MU, std**2)
+    probs, entropy = ordinal.expected_probs(MU, var, CUTS)
+    p = written_out(drawn(MU, var, draws), CUTS).clamp_min(0)
+    H = torch.special.entr(p).sum(-1)
+    assert ((p.mean(0) - probs).abs() <= 4 * p.std(0) / draws**0.5 + 1e-12).all()
+    assert ((H.mean(0) - entropy).abs() <= 4 * H.std(0) / draws**0.5 + 1e-12).all()
+    torch.testing.assert_close(probs.sum(1), torch.ones(5, dtype=D64))
+
+
+@pytest.mark.parametrize("std", [1e-4, 0.3, 6.0])
+def test_the_expected_log_likelihood_is_that_of_draws(std) -> None:
+    var, labels = torch.full_like(MU, std**2), torch.tensor([0, 1, 2, 3, 0])
+    found = ordinal.expected_log_likelihood(MU, var, labels, CUTS)
+    draws = ordinal.log_probs(drawn(MU, var, 100_000), CUTS)[:, torch.arange(5), labels]
+    assert ((draws.mean(0) - found).abs() <= 4 * draws.std(0) / 100_000**0.5 + 1e-12).all()
+
+
+def test_a_row_does_not_depend_on_the_widest_of_its_batch() -> None:
+    var = torch.tensor([0.3, 0.3, 2.0, 2.0, 900.0], dtype=D64)
+    together = ordinal.expected_probs(MU, var, CUTS)
+    for i in range(5):
+        alone = ordinal.expected_probs(MU[i : i + 1], var[i : i + 1], CUTS)
+        torch.testing.assert_close(together[0][i], alone[0][0], rtol=0, atol=1e-9)
+        torch.testing.assert_close(together[1][i], alone[1][0], rtol=0, atol=1e-9)
+
+
+def test_two_classes_are_a_logistic_regression() -> None:
+    from bayestune.posterior.quadrature import expected_sigmoid
+
+    var = torch.full_like(MU, 1.7)
+    zero = torch.zeros(1, dtype=D64)
+    probs, entropy = ordinal.expected_probs(MU, var, zero)
+    p, H = expected_sigmoid(MU, var)
+    torch.testing.assert_close(probs[:, 1], p, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(entropy, H, rtol=1e-6, atol=1e-8)
+
+
+def test_its_gradient_is_the_gradient_of_the_expectation() -> None:
+    """Bonnet and Price: d/dμ E g = E g', d/dv E g = ½ E g''."""
+    mu, var = MU.clone().requires_grad_(), torch.full_like(MU, 1.4).requires_grad_()
+    labels = torch.tensor([0, 1, 2, 3, 0])
+    slopes = torch.autograd.grad(
+        ordinal.expected_log_likelihood(mu, var, labels, CUTS).sum(), (mu, var)
+    )
+    f = drawn(MU, torch.full_like(MU, 1.4), 400_000).requires_grad_()
+    log_p = ordinal.log_probs(f, CUTS)[:, torch.arange(5), labels]
+    (first,) = torch.autograd.grad(log_p.sum(), f)
+    assert ((first.mean(0) - slopes[0]).abs() < 4 * first.std(0) / 400_000**0.5).all()
+    second = -ordinal.curvature(f.detach(), labels.expand_as(f), CUTS)
+    assert ((0.5 * second.mean(0) - slopes[1]).abs() < 2 * second.std(0) / 400_000**0.5).all()
+
+
+def test_curvature_is_the_second_derivative() -> None:
+    f, labels = torch.linspace(-4, 4, 8, dtype=D64).requires_grad_(), torch.arange(8) % 4
+    log_p = ordinal.log_probs(f, CUTS)[torch.arange(8), labels].sum()
+    (slope,) = torch.autograd.grad(log_p, f, create_graph=True)
+    (second,) = torch.autograd.grad(slope.sum(), f)
+    torch.testing.assert_close(ordinal.curvature(f.detach(), labels, CUTS), -second)
+
+
+def test_it_starts_at_the_shares_of_the_classes() -> None:
+    counts = torch.tensor([10.0, 0.0, 25.0, 65.0], dtype=D64)
+    cuts = ordinal.start_cuts(counts)
+    found = ordinal.log_probs(torch.zeros((), dtype=D64), cuts).exp()
+    torch.testing.assert_close(found, (counts + 0.5) / 102)
+    assert bool((cuts.diff() > 0).all())
+
+
+def test_single_precision_is_close() -> None:
+    var = torch.tensor([1e-8, 0.1, 3.0, 50.0, 400.0], dtype=D64)
+    exact = ordinal.expected_probs(MU, var, CUTS)
+    single = ordinal.expected_probs(MU.float(), var.float(), CUTS.float())
+    for a, b in zip(exact, single, strict=True):
+        torch.testing.assert_close(a, b.double(), rtol=0, atol=3e-6)
