@@ -81,9 +81,7 @@ def orthogonality_error(X: Tensor, total: Total = all_here) -> Tensor:
     return torch.linalg.matrix_norm(_defect(total(X.mT @ X)))
 
 
-def check_point(
-    X: Tensor, atol: float = 1e-4, total: Total = all_here
-) -> tuple[bool, str | None]:
+def check_point(X: Tensor, atol: float = 1e-4, total: Total = all_here) -> tuple[bool, str | None]:
     """Say whether every matrix lies on the manifold, and if not, why.
 
     Args:
