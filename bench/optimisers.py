@@ -1,9 +1,10 @@
-"""Steps of the orthonormal factors compared: StiefelAdam's, a Muon-like one, SGD with momentum.
+"""Steps of X and Y compared: StiefelAdam's, a Muon-like one, SGD with momentum, other retractions.
 
 Everything but the step of X and Y is the same: PoLAR-VBLL as in bench/compare.py at κ = 1, with the
 core's spectral step and the head's at their rates. Each optimiser tries three rates on seed 0 and
-keeps the one with the lowest held-out negative log-likelihood; the other seeds run at that one.
-Each cell is written as it finishes and skipped when it is there. No test set is read.
+keeps the one with the lowest held-out negative log-likelihood; the other seeds run at that one. The
+other retractions run at StiefelAdam's. Each cell is written as it finishes and skipped when it is
+there. No test set is read.
 
     python bench/optimisers.py --data DATA [--out docs/results/optimisers] [--only adam,muon,sgd]
     python bench/optimisers.py --table
@@ -17,6 +18,7 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -28,7 +30,13 @@ from torch import Tensor
 
 from bayestune.config import merge
 from bayestune.files import write_json
-from bayestune.geometry import polar_factor, project_tangent, step_polar
+from bayestune.geometry import (
+    polar_factor,
+    project_tangent,
+    step_cayley,
+    step_polar,
+    step_qr,
+)
 from bayestune.model import build
 from bayestune.optim import StiefelAdam
 from bayestune.progress import shown
@@ -91,12 +99,14 @@ class Muon(Momentum):
         return project_tangent(X, polar_factor(m.lerp(xi, 1 - beta))) * X.shape[-2] ** 0.5
 
 
-#: The optimisers and the rates of X and Y that each tries. Those of SGD, whose step has the size of
-#: the gradient, lie around the one with the root mean square change of the others.
-OPTIMISERS: dict[str, tuple[type[Timed], tuple[float, ...]]] = {
-    "adam": (Timed, (2e-3, 4e-3, 8e-3)),
-    "muon": (Muon, (1e-3, 2e-3, 4e-3)),
-    "sgd": (Momentum, (30, 100, 300)),
+#: The optimisers, their retractions and the rates of X and Y that each tries. Those of SGD, whose
+#: step has the size of the gradient, lie around the one with the root mean square change of Adam.
+OPTIMISERS: dict[str, tuple[type[Timed], Callable[..., Tensor], tuple[float, ...]]] = {
+    "adam": (Timed, step_polar, (2e-3, 4e-3, 8e-3)),
+    "muon": (Muon, step_polar, (1e-3, 2e-3, 4e-3)),
+    "sgd": (Momentum, step_polar, (30, 100, 300)),
+    "adam_qr": (Timed, step_qr, (4e-3,)),
+    "adam_cayley": (Timed, step_cayley, (4e-3,)),
 }
 
 
@@ -111,6 +121,7 @@ def cell(data: Path, name: str, lr: float, seed: int) -> dict[str, Any]:
         optimisers.append(OPTIMISERS[name][0](groups))
         return optimisers[-1]
 
+    retraction = mock.patch("bayestune.optim.stiefel_adam.step_polar", OPTIMISERS[name][1])
     splits = load_splits(data, TASK, seed)
     config = merge(SETTINGS, RECIPE)
     model = build("polar_vbll", "smollm2-135m", splits.train, config=config, seed=seed)
@@ -118,7 +129,7 @@ def cell(data: Path, name: str, lr: float, seed: int) -> dict[str, Any]:
     CACHES[TASK, seed] = model.cache
     session = Session(model, splits.train, splits.val, Journal(None), shown)
     start = time.monotonic()
-    with mock.patch("bayestune.training.loop.StiefelAdam", new):
+    with mock.patch("bayestune.training.loop.StiefelAdam", new), retraction:
         session.optimise()
     adapter = optimisers[0]
     return {
@@ -145,7 +156,7 @@ def run(out: Path, data: Path, name: str, seeds: int) -> None:
             write_json(file, cell(data, name, lr, seed))
         return json.loads(file.read_text(encoding="utf-8"))["val_nll"]
 
-    tried = {lr: reached(lr, 0) for lr in OPTIMISERS[name][1]}
+    tried = {lr: reached(lr, 0) for lr in OPTIMISERS[name][2]}
     best = min(tried, key=tried.__getitem__)
     print(f"{name}: {tried} -> {best:g}", flush=True)
     for seed in range(1, seeds):
@@ -160,7 +171,7 @@ def table(out: Path) -> None:
         "| RMS change per step | ‖XᵀX − I‖ | time of a step |"
     )
     print("|" + "---|" * 10)
-    for name, (_, rates) in OPTIMISERS.items():
+    for name, (_, _, rates) in OPTIMISERS.items():
         for lr in rates:
             runs = [c for c in cells if (c["optimiser"], c["lr"]) == (name, lr)]
             if not runs:

@@ -1,4 +1,4 @@
-"""Cost and accuracy of the Stiefel step against the n × n landing form and a QR retraction.
+"""Cost and accuracy of the Stiefel step against other retractions and the n × n landing form.
 
     python bench/stiefel.py
     python bench/stiefel.py --shapes 4096x16 --count 8 --steps 2000 --device cuda
@@ -19,21 +19,22 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from bayestune.geometry import orthogonality_error, random_point
+from bayestune.geometry import orthogonality_error, random_point, step_cayley, step_qr
+from bayestune.geometry.stiefel import Total
 from bayestune.optim import StiefelAdam
 
 MODULE = "bayestune.optim.stiefel_adam"
 
 
-def landing_n_by_n(X: Tensor, G: Tensor, penalty: float) -> Tensor:
+def landing_n_by_n(X: Tensor, G: Tensor, penalty: float, total: Total) -> Tensor:
     """The landing field as it is written, with its n × n skew matrix."""
     skew = G @ X.mT - X @ G.mT  # (..., n, n)
     gram = X.mT @ X - torch.eye(X.shape[-1], dtype=X.dtype, device=X.device)
     return skew @ X + penalty * X @ gram
 
 
-def step_qr(X: Tensor, V: Tensor) -> Tensor:
-    """Retract by the Q factor with a positive diagonal of R."""
+def step_householder(X: Tensor, V: Tensor, total: Total) -> Tensor:
+    """Retract by the Q factor with a positive diagonal of R, by reflections of all rows."""
     Q, R = torch.linalg.qr(X + V)
     return Q * R.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
 
@@ -46,7 +47,9 @@ def replaced(name: str, function: Callable[..., Tensor]) -> Iterator[None]:
 
 VARIANTS = {
     "polar (ours)": ("retract", nullcontext),
-    "QR retraction": ("retract", lambda: replaced("step_polar", step_qr)),
+    "QR, Cholesky": ("retract", lambda: replaced("step_polar", step_qr)),
+    "QR, Householder": ("retract", lambda: replaced("step_polar", step_householder)),
+    "Cayley": ("retract", lambda: replaced("step_polar", step_cayley)),
     "landing, r × r": ("landing", nullcontext),
     "landing, n × n": ("landing", lambda: replaced("landing_field", landing_n_by_n)),
 }
@@ -109,7 +112,8 @@ def bench_error(n: int, r: int, args: argparse.Namespace) -> None:
     points = [random_point(n, r, generator=generator).to(args.device)]
     mean = draw(n, r, 1, generator, args.device)[0]
     print(f"\n({n}, {r}): largest ‖XᵀX − I‖_F over {args.steps} steps, lr {args.lr:g}")
-    variants = {name: Variant(name, points, args.lr) for name in ("polar (ours)", "landing, r × r")}
+    names = ("polar (ours)", "QR, Cholesky", "Cayley", "landing, r × r")
+    variants = {name: Variant(name, points, args.lr) for name in names}
     worst = dict.fromkeys(variants, 0.0)
     for _ in range(args.steps):
         gradient = 0.3 * mean + draw(n, r, 1, generator, args.device)[0]

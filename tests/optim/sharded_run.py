@@ -154,6 +154,25 @@ def refusals(mesh):
     return {"messages": messages}
 
 
+def tensor_parallel(mesh):
+    """Train factors whose products run on the shards, which leaves their gradients open sums."""
+    g = torch.Generator().manual_seed(0)
+    X, Y = (nn.Parameter(place(random_point(n, 3, generator=g), mesh, 0)) for n in (9, 7))
+    theta = nn.Parameter(place(torch.randn(3, 3, generator=g), mesh))
+    x, y = (place(torch.randn(20, n, generator=g), mesh) for n in (7, 9))
+    groups = [
+        {"params": [X, Y], "manifold": "stiefel"},
+        {"params": [theta], "manifold": "core"},
+    ]
+    stepper = StiefelAdam(groups, lr=0.05)
+    for _ in range(STEPS):
+        (nn.functional.linear(nn.functional.linear(x @ Y, theta), X) - y).square().mean().backward()
+        stepper.step()
+        open_sums = mesh is not None and any(at.is_partial() for at in Y.grad.placements)
+        stepper.zero_grad()
+    return {"values": [full(p) for p in (X, Y, theta)], "open_sums": open_sums}
+
+
 def fsdp(mesh):
     """Train a PoLAR network under FSDP2, each process on its half of the rows."""
     from peft import get_peft_model
@@ -212,6 +231,7 @@ def main(rank: int, folder: Path) -> None:
     results["sent"] = sent(mesh)
     results["alike"] = alike(mesh)
     results["refusals"] = refusals(mesh)
+    results["tensor_parallel"] = tensor_parallel(mesh)
     results["fsdp"] = fsdp(mesh)
     torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()

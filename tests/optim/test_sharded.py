@@ -107,6 +107,13 @@ def test_columns_apart_and_points_off_the_manifold_are_refused(both):
         assert "does not start on the manifold: ‖XᵀX − I‖_F = 0.42" in off
 
 
+def test_gradients_that_are_open_sums_are_closed(both):
+    dense = sharded_run.tensor_parallel(None)
+    for process in both:
+        assert process["tensor_parallel"]["open_sums"]
+        close(process["tensor_parallel"]["values"], dense["values"], 2e-6)
+
+
 def test_fsdp2_trains_a_polar_network_like_one_process(both):
     dense = sharded_run.fsdp(None)
     for process in both:
