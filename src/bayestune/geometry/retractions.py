@@ -34,7 +34,9 @@ def step_qr(X: Tensor, V: Tensor, total: Total = all_here) -> Tensor:
     Z = X + V
     # Without the check of `cholesky`, which would wait for a GPU.
     L = torch.linalg.cholesky_ex(total(Z.mT @ Z)).L  # (..., r, r)
-    return torch.linalg.solve_triangular(L.mT, Z, upper=True, left=False)
+    eye = torch.eye(X.shape[-1], dtype=X.dtype, device=X.device)
+    # Inverted first: a product with all rows is several times as fast as a solution for them.
+    return Z @ torch.linalg.solve_triangular(L, eye, upper=False).mT
 
 
 def step_cayley(X: Tensor, V: Tensor, total: Total = all_here) -> Tensor:
