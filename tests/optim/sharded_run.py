@@ -33,7 +33,8 @@ def place(tensor, mesh, dim=None):
     """Return a tensor as it is, or its share of rows (all of it without a dim) as a DTensor."""
     if mesh is None:
         return tensor.clone()
-    return distribute_tensor(tensor, mesh, [Replicate() if dim is None else Shard(dim)])
+    copies = [Replicate()] * (mesh.ndim - 1)
+    return distribute_tensor(tensor, mesh, [*copies, Replicate() if dim is None else Shard(dim)])
 
 
 def full(tensor):
@@ -227,6 +228,8 @@ def main(rank: int, folder: Path) -> None:
     mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
     results = {update: factors(mesh, update) for update in ("retract", "landing", "safe_landing")}
     results["cores"] = factors(mesh, "retract", "sharded")
+    hybrid = dist.device_mesh.init_device_mesh("cpu", (1, 2))  # copies of shards
+    results["hybrid"] = factors(hybrid, "retract", "sharded")
     results["resumed"] = resumed(mesh)
     results["sent"] = sent(mesh)
     results["alike"] = alike(mesh)

@@ -67,11 +67,12 @@ def test_sharded_steps_are_the_dense_ones(both, update):
             assert process[update]["error"] < 1e-5
 
 
-def test_cores_may_be_sharded_as_well(both):
+@pytest.mark.parametrize("mesh", ["cores", "hybrid"])
+def test_cores_may_be_sharded_as_well_and_shards_be_copied(both, mesh):
     dense = sharded_run.factors(None, "retract")
     for process in both:
-        close(process["cores"]["values"], dense["values"], 1e-6)
-        close(process["cores"]["moments"], dense["moments"], 1e-6)
+        close(process[mesh]["values"], dense["values"], 1e-6)
+        close(process[mesh]["moments"], dense["moments"], 1e-6)
 
 
 def test_moments_lie_where_their_parameters_do(both):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bayestune.errors import ConfigError, nearest
 from bayestune.geometry import check_point
-from bayestune.optim.shards import here, layout, sharded_by_rows, total_of
+from bayestune.optim.layout import here, layout, sharded_by_rows, total_of
 
 MANIFOLDS = ("euclidean", "stiefel", "core")
 CORE_STEPS = ("spectral", "adam")

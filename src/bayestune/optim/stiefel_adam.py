@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -21,17 +20,7 @@ from bayestune.geometry import (
 )
 from bayestune.geometry.stiefel import wide_dtype
 from bayestune.optim.checks import check_options, check_shape, check_start, group_name
-from bayestune.optim.shards import (
-    gather_rows,
-    gradient_here,
-    here,
-    layout,
-    own_rows,
-    total_of,
-)
-
-# Numbers of one stack of factors: small enough for a processor cache, large enough for a GPU.
-_STACK_NUMEL = {"cpu": 2**17, "other": 2**24}
+from bayestune.optim.layout import gather_rows, gradient_here, here, own_rows, stacks, total_of
 
 
 class StiefelAdam(torch.optim.Optimizer):
@@ -63,6 +52,9 @@ class StiefelAdam(torch.optim.Optimizer):
     step, a root mean square of lr per element.
 
     Groups without a manifold take the step of :class:`torch.optim.AdamW`, bit for bit.
+
+    Parameters may be DTensors whose rows lie on several processes, as FSDP2 leaves them. Moments
+    lie alike; of a Stiefel factor only r × r products over its rows are sent.
 
     ``update`` chooses the step of a Stiefel group: ``"retract"`` as above; ``"landing"`` hands the
     landing field to AdamW as PoLAR's authors do, which holds the constraint only roughly;
@@ -176,7 +168,7 @@ class StiefelAdam(torch.optim.Optimizer):
                 continue
             for p in params:
                 check_shape(group, p)
-            for stack in _stacks(params):
+            for stack in stacks(params):
                 if group["manifold"] == "core":
                     self._step_core(group, stack)
                 elif group["update"] == "retract":
@@ -289,15 +281,3 @@ class StiefelAdam(torch.optim.Optimizer):
             return
         eta = safe_step(X, field, penalty, lr, total=total)[..., None, None]
         torch._foreach_copy_([here(p) for p in params], list((X - eta * field).unbind()))
-
-
-def _stacks(params: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Group parameters of one shape, type, device and layout into stacks of bounded size."""
-    alike: dict[tuple[Any, ...], list[Tensor]] = defaultdict(list)
-    for p in params:
-        alike[p.shape, p.dtype, p.device, layout(p)].append(p)
-    for (_, _, device, _), members in alike.items():
-        numel = _STACK_NUMEL["cpu" if device.type == "cpu" else "other"]
-        size = max(1, numel // max(1, members[0].numel()))
-        for first in range(0, len(members), size):
-            yield members[first : first + size]

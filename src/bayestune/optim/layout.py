@@ -1,13 +1,16 @@
-"""Parameters whose rows lie on several processes, as FSDP2 and tensor parallelism leave them.
+"""How parameters lie: in stacks of one shape, and with their rows on one process or on several.
 
-Such a parameter is a DTensor. The step works on the rows that are here; a product over rows is
-summed over the processes, and of an r × r core all rows are gathered. Nothing else is sent.
+A parameter with rows on several processes, as FSDP2 and tensor parallelism leave it, is a DTensor.
+The step works on the rows that are here; a product over rows is summed over the processes, and of
+an r × r core all rows are gathered. Nothing else is sent.
 
 DTensors are told by their attributes, as importing their class takes a second.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,10 +18,25 @@ from torch import Tensor
 
 from bayestune.geometry.stiefel import Total, all_here
 
+# Numbers of one stack of factors: small enough for a processor cache, large enough for a GPU.
+_STACK_NUMEL = {"cpu": 2**17, "other": 2**24}
+
 
 def layout(p: Tensor) -> tuple[Any, ...]:
     """Return the device mesh and the placements of a DTensor, () of a tensor that is all here."""
     return (p.device_mesh, p.placements) if hasattr(p, "placements") else ()  # type: ignore[attr-defined]
+
+
+def stacks(params: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Group parameters of one shape, type, device and layout into stacks of bounded size."""
+    alike: dict[tuple[Any, ...], list[Tensor]] = defaultdict(list)
+    for p in params:
+        alike[p.shape, p.dtype, p.device, layout(p)].append(p)
+    for (_, _, device, _), members in alike.items():
+        numel = _STACK_NUMEL["cpu" if device.type == "cpu" else "other"]
+        size = max(1, numel // max(1, members[0].numel()))
+        for first in range(0, len(members), size):
+            yield members[first : first + size]
 
 
 def sharded_by_rows(p: Tensor) -> bool:
