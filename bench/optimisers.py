@@ -104,7 +104,7 @@ class Muon(Momentum):
 OPTIMISERS: dict[str, tuple[type[Timed], Callable[..., Tensor], tuple[float, ...]]] = {
     "adam": (Timed, step_polar, (2e-3, 4e-3, 8e-3)),
     "muon": (Muon, step_polar, (1e-3, 2e-3, 4e-3)),
-    "sgd": (Momentum, step_polar, (30, 100, 300)),
+    "sgd": (Momentum, step_polar, (10, 30, 100)),
     "adam_qr": (Timed, step_qr, (4e-3,)),
     "adam_cayley": (Timed, step_cayley, (4e-3,)),
 }

@@ -132,6 +132,39 @@ def bench_error(n: int, r: int, args: argparse.Namespace) -> None:
         print(f"  {name:16s} {error:.2e}")
 
 
+def bench_training(args: argparse.Namespace) -> None:
+    """Recover a matrix of rank r from noisy products with it, by each retraction, over seeds."""
+    m, n, r, batch = 96, 128, 8, 16
+    names = ("polar (ours)", "QR, Cholesky", "Cayley")
+    gaps: dict[str, list[float]] = {name: [] for name in names}
+    for seed in range(args.seeds):
+        for name in names:
+            g = torch.Generator().manual_seed(seed)
+            left, right, X, Y = (random_point(k, r, generator=g) for k in (m, n, m, n))
+            target = left @ torch.diag(torch.linspace(r, 1, r)) @ right.mT  # (m, n)
+            factors = [nn.Parameter(X), nn.Parameter(Y)]
+            core = nn.Parameter(torch.zeros(r, r))
+            groups = [
+                {"params": factors, "manifold": "stiefel"},
+                {"params": [core], "manifold": "core"},
+            ]
+            optimizer = StiefelAdam(groups)
+            with VARIANTS[name][1]():
+                for k in range(args.steps):
+                    for group in optimizer.param_groups:
+                        group["lr"] = 0.02 * (1 - k / args.steps)
+                    x = torch.randn(batch, n, generator=g)
+                    y = x @ target.mT + torch.randn(batch, m, generator=g)
+                    optimizer.zero_grad()
+                    (x @ factors[1] @ core.mT @ factors[0].mT - y).square().mean().backward()
+                    optimizer.step()
+            found = factors[0] @ core @ factors[1].mT
+            gaps[name].append(float((found - target).norm().detach() / target.norm()))
+    print(f"\nrecovery of a ({m}, {n}) matrix of rank {r}, {args.steps} steps: relative error")
+    for name, values in gaps.items():
+        print(f"  {name:16s} " + "  ".join(f"{value:.4f}" for value in values))
+
+
 def shape(text: str) -> tuple[int, int]:
     n, r = text.split("x")
     return int(n), int(r)
@@ -142,17 +175,19 @@ def main() -> None:
     parser.add_argument("--shapes", type=shape, nargs="+", default=[(4096, 16), (11008, 16)])
     parser.add_argument("--count", type=int, default=2, help="factors per step")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=200, help="steps of the accuracy run")
+    parser.add_argument("--steps", type=int, default=200, help="steps of accuracy and training")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=3, help="of the training run")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(f"torch {torch.__version__}, {args.device}, {args.threads} thread(s), float32")
     for n, r in args.shapes:
         bench_speed(n, r, args)
         bench_error(n, r, args)
+    bench_training(args)
 
 
 if __name__ == "__main__":
