@@ -123,6 +123,14 @@ def test_polar_and_cayley_turn_with_the_columns_and_qr_does_not():
     assert (step_qr(X @ Q, V @ Q) - step_qr(X, V) @ Q).norm() > 0.1
 
 
+@pytest.mark.parametrize("step", [step_polar, step_qr, step_cayley])
+def test_some_rows_step_as_all_do_given_the_total(step):
+    X, V = draw(30, 5, 8, length=0.5)
+    rest = torch.cat([X, V], -1)[11:] if step is step_cayley else (X + V)[11:]
+    some = step(X[:11], V[:11], total=lambda S: S + rest.mT @ rest)
+    torch.testing.assert_close(some, step(X, V)[:11])
+
+
 def test_no_step_needs_an_n_by_n_matrix():
     n, r = 200_000, 2  # n × n would be 160 GB
     g = torch.Generator().manual_seed(0)

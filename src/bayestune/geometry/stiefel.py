@@ -3,7 +3,7 @@
 Every function takes ``(..., n, r)`` with ``r <= n``, costs O(n r²) time and O(n r) memory, and
 works on each matrix of the leading dimensions by itself. No n × n matrix is ever formed.
 
-The rows may lie on several processes: pass the rows that are here, ``(..., k, r)``, and as `total`
+The rows may lie on several processes: pass those that are here, ``(..., k, r)``, and as ``total``
 what sums a small tensor over the processes. Only products over rows need it, which are r × r.
 """
 
@@ -104,7 +104,7 @@ def check_point(X: Tensor, atol: float = 1e-4, total: Total = all_here) -> tuple
     return True, None
 
 
-def canonical_gradient(X: Tensor, G: Tensor, total: Total = all_here) -> Tensor:
+def canonical_gradient(X: Tensor, G: Tensor) -> Tensor:
     """Turn a Euclidean gradient into the field ``(GXᵀ − XGᵀ) X = G(XᵀX) − X(GᵀX)``.
 
     On the manifold this is the Riemannian gradient under the canonical metric; off it, it is a
@@ -113,7 +113,6 @@ def canonical_gradient(X: Tensor, G: Tensor, total: Total = all_here) -> Tensor:
     Args:
         X: point, on or near the manifold, ``(..., n, r)``.
         G: Euclidean gradient of the loss at ``X``, ``(..., n, r)``.
-        total: sums over the processes that hold rows.
 
     Returns:
         The field ``(..., n, r)``; a descent step subtracts it.
@@ -121,7 +120,7 @@ def canonical_gradient(X: Tensor, G: Tensor, total: Total = all_here) -> Tensor:
     Source:
         Lion et al. 2025 (arXiv 2506.03133), without their penalty and, as there, without ½.
     """
-    return G @ total(X.mT @ X) - X @ total(G.mT @ X)
+    return G @ (X.mT @ X) - X @ (G.mT @ X)
 
 
 def project_tangent(X: Tensor, Z: Tensor, total: Total = all_here) -> Tensor:
@@ -203,7 +202,7 @@ def safe_step(
     return bound.clamp(min=0.0, max=cap)
 
 
-def retract_polar(X: Tensor, total: Total = all_here) -> Tensor:
+def retract_polar(X: Tensor) -> Tensor:
     """Return the orthonormal matrix nearest to ``X``, its polar factor ``X (XᵀX)^{-1/2}``.
 
     The Gram matrix and its inverse root are taken in float64 (float32 where the device has no
@@ -212,7 +211,6 @@ def retract_polar(X: Tensor, total: Total = all_here) -> Tensor:
 
     Args:
         X: ``(..., n, r)`` of full column rank.
-        total: sums over the processes that hold rows.
 
     Returns:
         Nearest orthonormal matrices, ``(..., n, r)``, of the type of ``X``.
@@ -224,7 +222,7 @@ def retract_polar(X: Tensor, total: Total = all_here) -> Tensor:
         Higham 2008, theorem 8.4; Absil and Malick 2012 (nearest-point retraction).
     """
     wide = X.to(wide_dtype(X.device))
-    gram = total(wide.mT @ wide)  # (..., r, r)
+    gram = wide.mT @ wide  # (..., r, r)
     if not bool(torch.isfinite(gram).all()):
         raise NumericsError(
             "a matrix that should be made orthonormal holds NaN, infinite or huge values; "
