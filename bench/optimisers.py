@@ -1,12 +1,12 @@
-"""Steps of X and Y compared: StiefelAdam's, a Muon-like one, SGD with momentum, other retractions.
+"""Steps of X and Y compared: StiefelAdam's, a Muon-like one, SGD with momentum.
 
 Everything but the step of X and Y is the same: PoLAR-VBLL as in bench/compare.py at κ = 1, with the
 core's spectral step and the head's at their rates. Each optimiser tries three rates on seed 0 and
-keeps the one with the lowest held-out negative log-likelihood; the other seeds run at that one. The
-other retractions run at StiefelAdam's. Each cell is written as it finishes and skipped when it is
-there. No test set is read.
+keeps the one with the lowest held-out negative log-likelihood; the other seeds run at that one, or
+at --lr. Each cell is written as it finishes and skipped when it is there. No test set is read.
 
     python bench/optimisers.py --data DATA [--out docs/results/optimisers] [--only adam,muon,sgd]
+    python bench/optimisers.py --data DATA --only adam --lr 8e-3
     python bench/optimisers.py --table
     python bench/optimisers.py --cost
 
@@ -20,7 +20,6 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -32,14 +31,7 @@ from torch import Tensor
 
 from bayestune.config import merge
 from bayestune.files import write_json
-from bayestune.geometry import (
-    polar_factor,
-    project_tangent,
-    random_point,
-    step_cayley,
-    step_polar,
-    step_qr,
-)
+from bayestune.geometry import polar_factor, project_tangent, random_point, step_polar
 from bayestune.model import build
 from bayestune.optim import StiefelAdam
 from bayestune.progress import shown
@@ -102,14 +94,12 @@ class Muon(Momentum):
         return project_tangent(X, polar_factor(m.lerp(xi, 1 - beta))) * X.shape[-2] ** 0.5
 
 
-#: The optimisers, their retractions and the rates of X and Y that each tries. Those of SGD, whose
-#: step has the size of the gradient, lie around the one with the root mean square change of Adam.
-OPTIMISERS: dict[str, tuple[type[Timed], Callable[..., Tensor], tuple[float, ...]]] = {
-    "adam": (Timed, step_polar, (2e-3, 4e-3, 8e-3)),
-    "muon": (Muon, step_polar, (1e-3, 2e-3, 4e-3)),
-    "sgd": (Momentum, step_polar, (10, 30, 100)),
-    "adam_qr": (Timed, step_qr, (4e-3,)),
-    "adam_cayley": (Timed, step_cayley, (4e-3,)),
+#: The optimisers and the rates of X and Y that each tries. Those of SGD, whose step has the size of
+#: the gradient, lie around the one with the root mean square change of Adam.
+OPTIMISERS: dict[str, tuple[type[Timed], tuple[float, ...]]] = {
+    "adam": (Timed, (2e-3, 4e-3, 8e-3)),
+    "muon": (Muon, (1e-3, 2e-3, 4e-3)),
+    "sgd": (Momentum, (10, 30, 100)),
 }
 
 
@@ -124,7 +114,6 @@ def cell(data: Path, name: str, lr: float, seed: int) -> dict[str, Any]:
         optimisers.append(OPTIMISERS[name][0](groups))
         return optimisers[-1]
 
-    retraction = mock.patch("bayestune.optim.stiefel_adam.step_polar", OPTIMISERS[name][1])
     splits = load_splits(data, TASK, seed)
     config = merge(SETTINGS, RECIPE)
     model = build("polar_vbll", "smollm2-135m", splits.train, config=config, seed=seed)
@@ -132,7 +121,7 @@ def cell(data: Path, name: str, lr: float, seed: int) -> dict[str, Any]:
     CACHES[TASK, seed] = model.cache
     session = Session(model, splits.train, splits.val, Journal(None), shown)
     start = time.monotonic()
-    with mock.patch("bayestune.training.loop.StiefelAdam", new), retraction:
+    with mock.patch("bayestune.training.loop.StiefelAdam", new):
         session.optimise()
     adapter = optimisers[0]
     return {
@@ -149,8 +138,8 @@ def cell(data: Path, name: str, lr: float, seed: int) -> dict[str, Any]:
     }
 
 
-def run(out: Path, data: Path, name: str, seeds: int) -> None:
-    """Run all cells of one optimiser that are not there yet."""
+def run(out: Path, data: Path, name: str, seeds: int, lr: float | None) -> None:
+    """Run all cells of one optimiser that are not there yet, further seeds at a rate if given."""
 
     def reached(lr: float, seed: int) -> float:
         file = out / f"{name}-{lr:g}-seed{seed}.json"
@@ -158,8 +147,8 @@ def run(out: Path, data: Path, name: str, seeds: int) -> None:
             write_json(file, cell(data, name, lr, seed))
         return json.loads(file.read_text(encoding="utf-8"))["val_nll"]
 
-    tried = {lr: reached(lr, 0) for lr in OPTIMISERS[name][2]}
-    best = min(tried, key=tried.__getitem__)
+    tried = {lr: reached(lr, 0) for lr in OPTIMISERS[name][1]}
+    best = lr or min(tried, key=tried.__getitem__)
     print(f"{name}: {tried} -> {best:g}", flush=True)
     for seed in range(1, seeds):
         print(f"{name} seed {seed}: {reached(best, seed):.4f}", flush=True)
@@ -173,7 +162,7 @@ def table(out: Path) -> None:
         "| RMS change per step | ‖XᵀX − I‖ |"
     )
     print("|" + "---|" * 9)
-    for name, (_, _, rates) in OPTIMISERS.items():
+    for name, (_, rates) in OPTIMISERS.items():
         for lr in rates:
             runs = [c for c in cells if (c["optimiser"], c["lr"]) == (name, lr)]
             if not runs:
@@ -196,7 +185,7 @@ def cost(repeats: int = 100) -> None:
     rng, g = random.Random(0), torch.Generator().manual_seed(0)
     points = [random_point(576, 8, generator=g) for _ in range(24)]
     steppers: dict[str, Timed] = {}
-    for name in ("adam", "muon", "sgd"):
+    for name in OPTIMISERS:
         factors = [torch.nn.Parameter(p.clone()) for p in points]
         steppers[name] = OPTIMISERS[name][0]([{"params": factors, "manifold": "stiefel"}])
     for _ in range(repeats):
@@ -217,6 +206,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/results/optimisers"))
     parser.add_argument("--only", default=",".join(OPTIMISERS))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--lr", type=float, help="rate of the further seeds; the best if omitted")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--table", action="store_true", help="print the cells and run nothing")
     parser.add_argument("--cost", action="store_true", help="time the steps alone")
@@ -231,7 +221,7 @@ def main() -> None:
     if arguments.data is None:
         parser.error("--data is needed; see the top of this file")
     for name in arguments.only.split(","):
-        run(arguments.out, arguments.data, name, arguments.seeds)
+        run(arguments.out, arguments.data, name, arguments.seeds, arguments.lr)
 
 
 if __name__ == "__main__":
