@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bayestune.geometry.polar import polar_factor
 from bayestune.geometry.rank import stable_rank, stable_rank_lora
+from bayestune.geometry.retractions import step_cayley, step_qr
 from bayestune.geometry.stiefel import (
     canonical_gradient,
     check_point,
@@ -28,5 +29,7 @@ __all__ = [
     "safe_step",
     "stable_rank",
     "stable_rank_lora",
+    "step_cayley",
     "step_polar",
+    "step_qr",
 ]

@@ -2,9 +2,14 @@
 
 Every function takes ``(..., n, r)`` with ``r <= n``, costs O(n r²) time and O(n r) memory, and
 works on each matrix of the leading dimensions by itself. No n × n matrix is ever formed.
+
+The rows may lie on several processes: pass those that are here, ``(..., k, r)``, and as ``total``
+what sums a small tensor over the processes. Only products over rows need it, which are r × r.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -12,6 +17,14 @@ from torch import Tensor
 from bayestune.errors import ConfigError, NumericsError
 
 NEWTON_SCHULZ_STEPS = 10
+
+#: Sums a tensor over the processes that hold rows of a matrix.
+Total = Callable[[Tensor], Tensor]
+
+
+def all_here(S: Tensor) -> Tensor:
+    """Return a sum over rows as it is, because no other process holds any."""
+    return S
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:
@@ -54,34 +67,37 @@ def random_point(
     return retract_polar(z).to(device=device or source, dtype=dtype)
 
 
-def orthogonality_error(X: Tensor) -> Tensor:
+def orthogonality_error(X: Tensor, total: Total = all_here) -> Tensor:
     """Measure how far each matrix is from the manifold, ``‖XᵀX − I‖_F``.
 
     Args:
         X: ``(..., n, r)``; half precision is measured in float32.
+        total: sums over the processes that hold rows.
 
     Returns:
         Frobenius distances ``(...)``.
     """
     X = _at_least_single(X)
-    return torch.linalg.matrix_norm(_defect(X))
+    return torch.linalg.matrix_norm(_defect(total(X.mT @ X)))
 
 
-def check_point(X: Tensor, atol: float = 1e-4) -> tuple[bool, str | None]:
+def check_point(X: Tensor, atol: float = 1e-4, total: Total = all_here) -> tuple[bool, str | None]:
     """Say whether every matrix lies on the manifold, and if not, why.
 
     Args:
         X: ``(..., n, r)``.
         atol: largest accepted ``‖XᵀX − I‖_F``.
+        total: sums over the processes that hold rows.
 
     Returns:
         ``(True, None)``, or ``False`` and a sentence with the reason.
     """
     if X.ndim < 2:
         return False, f"shape {tuple(X.shape)} is not a matrix"
-    if X.shape[-1] > X.shape[-2]:
+    # The rows that are here say nothing about how many there are.
+    if total is all_here and X.shape[-1] > X.shape[-2]:
         return False, f"shape {tuple(X.shape)} has more columns than rows"
-    error = orthogonality_error(X)
+    error = orthogonality_error(X, total)
     worst = error.amax().item() if error.numel() else 0.0
     if not worst <= atol:  # written so that NaN fails
         return False, f"‖XᵀX − I‖_F = {worst:.3g} is above {atol:.3g}"
@@ -107,12 +123,13 @@ def canonical_gradient(X: Tensor, G: Tensor) -> Tensor:
     return G @ (X.mT @ X) - X @ (G.mT @ X)
 
 
-def project_tangent(X: Tensor, Z: Tensor) -> Tensor:
+def project_tangent(X: Tensor, Z: Tensor, total: Total = all_here) -> Tensor:
     """Project orthogonally (Euclidean metric) onto the tangent space, ``Z − X sym(XᵀZ)``.
 
     Args:
         X: point of the manifold, ``(..., n, r)``.
         Z: any direction, ``(..., n, r)``.
+        total: sums over the processes that hold rows.
 
     Returns:
         The nearest ``V`` with ``XᵀV + VᵀX = 0``, ``(..., n, r)``.
@@ -120,11 +137,11 @@ def project_tangent(X: Tensor, Z: Tensor) -> Tensor:
     Source:
         Absil, Mahony and Sepulchre 2008, example 3.6.2.
     """
-    S = X.mT @ Z  # (..., r, r)
+    S = total(X.mT @ Z)  # (..., r, r)
     return Z - X @ (0.5 * (S + S.mT))
 
 
-def landing_field(X: Tensor, G: Tensor, penalty: float) -> Tensor:
+def landing_field(X: Tensor, G: Tensor, penalty: float, total: Total = all_here) -> Tensor:
     """Compute the landing field ``Λ(X) = (GXᵀ − XGᵀ) X + λ X(XᵀX − I)``.
 
     The two terms are orthogonal, so that a plain gradient step lets only the second one and terms
@@ -134,6 +151,7 @@ def landing_field(X: Tensor, G: Tensor, penalty: float) -> Tensor:
         X: point near the manifold, ``(..., n, r)``.
         G: Euclidean gradient of the loss at ``X``, ``(..., n, r)``.
         penalty: the weight λ of the pull towards the manifold.
+        total: sums over the processes that hold rows.
 
     Returns:
         The field ``(..., n, r)``; a descent step subtracts it.
@@ -141,12 +159,18 @@ def landing_field(X: Tensor, G: Tensor, penalty: float) -> Tensor:
     Source:
         Ablin and Peyré 2022 (arXiv 2102.07432); rectangular form of arXiv 2506.03133.
     """
-    gram = X.mT @ X  # (..., r, r)
-    pull = gram - torch.eye(X.shape[-1], dtype=X.dtype, device=X.device)
-    return G @ gram + X @ (penalty * pull - G.mT @ X)
+    gram = total(X.mT @ X)  # (..., r, r)
+    return G @ gram + X @ (penalty * _defect(gram) - total(G.mT @ X))
 
 
-def safe_step(X: Tensor, field: Tensor, penalty: float, lr: float, radius: float = 0.5) -> Tensor:
+def safe_step(
+    X: Tensor,
+    field: Tensor,
+    penalty: float,
+    lr: float,
+    radius: float = 0.5,
+    total: Total = all_here,
+) -> Tensor:
     """Bound the step along the landing field so that the next point stays near the manifold.
 
     With ``d = ‖XᵀX − I‖_F``, ``g = ‖Λ‖_F`` and ``β = λ d (1 − d)`` the step is the least of ``lr``,
@@ -160,6 +184,7 @@ def safe_step(X: Tensor, field: Tensor, penalty: float, lr: float, radius: float
         penalty: the weight λ.
         lr: the step that would be taken if it were safe.
         radius: the distance ε that the iterates may reach.
+        total: sums over the processes that hold rows.
 
     Returns:
         Step sizes ``(...)``, between 0 and ``lr``.
@@ -167,8 +192,8 @@ def safe_step(X: Tensor, field: Tensor, penalty: float, lr: float, radius: float
     Source:
         Ablin and Peyré 2022 (arXiv 2102.07432), safe step size.
     """
-    d = orthogonality_error(X)
-    g2 = field.to(d.dtype).square().sum((-2, -1))
+    d = orthogonality_error(X, total)
+    g2 = total(field.to(d.dtype).square().sum((-2, -1)))
     beta = penalty * d * (1 - d)
     root = torch.sqrt(beta.square() + g2 * (radius - d).clamp_min(0))
     # A vanishing field leaves the point where it is, so that every step is safe.
@@ -215,7 +240,9 @@ def retract_polar(X: Tensor) -> Tensor:
     return (wide @ root).to(X.dtype)
 
 
-def step_polar(X: Tensor, V: Tensor, iterations: int = NEWTON_SCHULZ_STEPS) -> Tensor:
+def step_polar(
+    X: Tensor, V: Tensor, iterations: int = NEWTON_SCHULZ_STEPS, total: Total = all_here
+) -> Tensor:
     """Move along a tangent vector and retract, ``(X + V) (XᵀX + VᵀV)^{-1/2}``.
 
     A tangent ``V`` gives a Gram matrix with eigenvalues of at least one, so that a coupled
@@ -227,6 +254,7 @@ def step_polar(X: Tensor, V: Tensor, iterations: int = NEWTON_SCHULZ_STEPS) -> T
         X: point of the manifold, up to rounding, ``(..., n, r)``.
         V: tangent vector at ``X``, ``(..., n, r)``.
         iterations: length of the Newton–Schulz iteration.
+        total: sums over the processes that hold rows.
 
     Returns:
         The new point ``(..., n, r)``, with the rounding of ``X`` corrected as well.
@@ -235,7 +263,7 @@ def step_polar(X: Tensor, V: Tensor, iterations: int = NEWTON_SCHULZ_STEPS) -> T
         Higham 2008, chapter 6 (coupled Newton–Schulz for the inverse square root).
     """
     Z = X + V
-    return Z @ _inverse_root(Z.mT @ Z, iterations)
+    return Z @ _inverse_root(total(Z.mT @ Z), iterations)
 
 
 def _inverse_root(A: Tensor, iterations: int) -> Tensor:
@@ -253,8 +281,8 @@ def _inverse_root(A: Tensor, iterations: int) -> Tensor:
     return W * scale.rsqrt()
 
 
-def _defect(X: Tensor) -> Tensor:
-    return X.mT @ X - torch.eye(X.shape[-1], dtype=X.dtype, device=X.device)
+def _defect(gram: Tensor) -> Tensor:
+    return gram - torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
 
 
 def _at_least_single(X: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bayestune.errors import ConfigError, nearest
 from bayestune.geometry import check_point
+from bayestune.optim.layout import here, layout, sharded_by_rows, total_of
 
 MANIFOLDS = ("euclidean", "stiefel", "core")
 CORE_STEPS = ("spectral", "adam")
@@ -60,7 +61,7 @@ def check_start(group: dict[str, Any]) -> None:
             )
         if p.is_meta:
             continue
-        ok, reason = check_point(p.detach(), START_TOLERANCE[group["update"]])
+        ok, reason = check_point(here(p.detach()), START_TOLERANCE[group["update"]], total_of(p))
         if not ok and group["update"] != "landing":
             raise ConfigError(
                 f"a parameter of Stiefel group {group_name(group)} does not start on the manifold: "
@@ -83,6 +84,12 @@ def check_shape(group: dict[str, Any], p: Tensor) -> None:
         raise ConfigError(
             f"a parameter of {kind} group {group_name(group)} has shape {shape}, more columns "
             "than rows; store the factor as (n, r), transposed, or lower the rank r to n or below"
+        )
+    if not sharded_by_rows(p):
+        raise ConfigError(
+            f"a parameter of {kind} group {group_name(group)} is a DTensor placed as "
+            f"{layout(p)[1]}; each process must hold whole rows: use Shard({p.ndim - 2}) or "
+            "Replicate() on every dimension of the mesh"
         )
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -21,9 +20,7 @@ from bayestune.geometry import (
 )
 from bayestune.geometry.stiefel import wide_dtype
 from bayestune.optim.checks import check_options, check_shape, check_start, group_name
-
-# Numbers of one stack of factors: small enough for a processor cache, large enough for a GPU.
-_STACK_NUMEL = {"cpu": 2**17, "other": 2**24}
+from bayestune.optim.layout import gather_rows, gradient_here, here, own_rows, stacks, total_of
 
 
 class StiefelAdam(torch.optim.Optimizer):
@@ -55,6 +52,9 @@ class StiefelAdam(torch.optim.Optimizer):
     step, a root mean square of lr per element.
 
     Groups without a manifold take the step of :class:`torch.optim.AdamW`, bit for bit.
+
+    Parameters may be DTensors whose rows lie on several processes, as FSDP2 leaves them. Moments
+    lie alike; of a Stiefel factor only r × r products over its rows are sent.
 
     ``update`` chooses the step of a Stiefel group: ``"retract"`` as above; ``"landing"`` hands the
     landing field to AdamW as PoLAR's authors do, which holds the constraint only roughly;
@@ -164,11 +164,11 @@ class StiefelAdam(torch.optim.Optimizer):
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if group["manifold"] == "euclidean":
-                self._step_adamw(group, params, [p.grad for p in params])
+                self._step_adamw(group, params, [gradient_here(p) for p in params])
                 continue
             for p in params:
                 check_shape(group, p)
-            for stack in _stacks(params):
+            for stack in stacks(params):
                 if group["manifold"] == "core":
                     self._step_core(group, stack)
                 elif group["update"] == "retract":
@@ -180,7 +180,7 @@ class StiefelAdam(torch.optim.Optimizer):
     def largest_orthogonality_error(self) -> float:
         """Return the largest ``‖XᵀX − I‖_F`` of all Stiefel parameters, 0.0 without any."""
         errors = [
-            orthogonality_error(p.detach()).amax().item()
+            orthogonality_error(here(p.detach()), total_of(p)).amax().item()
             for group in self.param_groups
             if group["manifold"] == "stiefel"
             for p in group["params"]
@@ -196,10 +196,10 @@ class StiefelAdam(torch.optim.Optimizer):
                 state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
         beta1, beta2 = group["betas"]
         adamw(
-            params,
+            [here(p) for p in params],
             grads,
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
+            [here(state["exp_avg"]) for state in states],
+            [here(state["exp_avg_sq"]) for state in states],
             [],
             [state["step"] for state in states],
             has_complex=any(torch.is_complex(p) for p in params),
@@ -222,13 +222,16 @@ class StiefelAdam(torch.optim.Optimizer):
             elif state["step"].device != p.device:
                 state["step"] = state["step"].to(p.device)
         beta1, beta2 = group["betas"]
-        X = torch.stack(params)  # (B, ..., n, r)
-        G = torch.stack([_gradient(p) for p in params])
-        m = torch.stack([state["exp_avg"] for state in states])
-        v = torch.stack([state["exp_avg_sq"] for state in states])
+        total = total_of(params[0])
+        X = torch.stack([here(p) for p in params])  # (B, ..., k, r)
+        G = torch.stack([gradient_here(p) for p in params])
+        first = [here(state["exp_avg"]) for state in states]
+        second = [here(state["exp_avg_sq"]) for state in states]
+        m, v = torch.stack(first), torch.stack(second)
         t = torch.stack([state["step"] for state in states])  # (B,)
 
-        started = (t > 0) | (G != 0).flatten(1).any(1)
+        moving = total((G != 0).flatten(1).any(1).to(t.dtype)) > 0
+        started = (t > 0) | moving
         t = t + started
         # Wide, as a float32 power loses digits of 1 − β₂ᵗ; no clock of a started factor is 0.
         clock = t.to(wide_dtype(t.device)).clamp_min(1)
@@ -236,16 +239,17 @@ class StiefelAdam(torch.optim.Optimizer):
         correction1 = (1 - beta1**clock).to(X.dtype)
         correction2 = (1 - beta2**clock).to(X.dtype)
 
-        xi = project_tangent(X, G)
-        m = project_tangent(X, m).mul_(beta1).add_(xi, alpha=1 - beta1)
+        xi = project_tangent(X, G, total)
+        m = project_tangent(X, m, total).mul_(beta1).add_(xi, alpha=1 - beta1)
         v = v.mul_(beta2).addcmul_(xi, xi, value=1 - beta2)
         direction = (m / correction1).div_((v / correction2).sqrt_().add_(group["eps"]))
-        moved = step_polar(X, project_tangent(X, direction).mul_(-group["lr"]))
+        V = project_tangent(X, direction, total).mul_(-group["lr"])
+        moved = step_polar(X, V, total=total)
         X = torch.where(started.view_as(clock), moved, X)
 
-        torch._foreach_copy_(params, list(X.unbind()))
-        torch._foreach_copy_([state["exp_avg"] for state in states], list(m.unbind()))
-        torch._foreach_copy_([state["exp_avg_sq"] for state in states], list(v.unbind()))
+        torch._foreach_copy_([here(p) for p in params], list(X.unbind()))
+        torch._foreach_copy_(first, list(m.unbind()))
+        torch._foreach_copy_(second, list(v.unbind()))
         torch._foreach_copy_([state["step"] for state in states], list(t.unbind()))
 
     def _step_core(self, group: dict[str, Any], params: list[Tensor]) -> None:
@@ -254,36 +258,26 @@ class StiefelAdam(torch.optim.Optimizer):
             if not state:
                 state["exp_avg"] = torch.zeros_like(p)
         beta1, lr = group["betas"][0], group["lr"]
-        G = torch.stack([_gradient(p) for p in params])  # (B, ..., r, r)
-        M = torch.stack([state["exp_avg"] for state in states]).lerp_(G, 1 - beta1)
-        step = polar_factor(M.lerp(G, 1 - beta1)).mul_(-lr * G.shape[-1] ** 0.5)
-        theta = torch.stack(params).mul_(1 - lr * group["weight_decay"]).add_(step)
-        torch._foreach_copy_(params, list(theta.unbind()))
-        torch._foreach_copy_([state["exp_avg"] for state in states], list(M.unbind()))
+        G = torch.stack([gradient_here(p) for p in params])  # (B, ..., k, r)
+        moments = [here(state["exp_avg"]) for state in states]
+        M = torch.stack(moments).lerp_(G, 1 - beta1)
+        ahead = zip(params, M.lerp(G, 1 - beta1), strict=True)
+        step = polar_factor(torch.stack([gather_rows(p, rows) for p, rows in ahead]))
+        step = step.mul_(-lr * G.shape[-1] ** 0.5)  # (B, ..., r, r)
+        own = torch.stack([own_rows(p, whole) for p, whole in zip(params, step, strict=True)])
+        values = [here(p) for p in params]
+        theta = torch.stack(values).mul_(1 - lr * group["weight_decay"]).add_(own)
+        torch._foreach_copy_(values, list(theta.unbind()))
+        torch._foreach_copy_(moments, list(M.unbind()))
 
     def _step_landing(self, group: dict[str, Any], params: list[Tensor]) -> None:
         penalty, lr = group["penalty"], group["lr"]
-        X = torch.stack(params)  # (B, ..., n, r)
-        field = landing_field(X, torch.stack([_gradient(p) for p in params]), penalty)
+        total = total_of(params[0])
+        X = torch.stack([here(p) for p in params])  # (B, ..., k, r)
+        G = torch.stack([gradient_here(p) for p in params])
+        field = landing_field(X, G, penalty, total)
         if group["update"] == "landing":
             self._step_adamw(group, params, list(field.unbind()))
             return
-        eta = safe_step(X, field, penalty, lr)[..., None, None]
-        torch._foreach_copy_(params, list((X - eta * field).unbind()))
-
-
-def _stacks(params: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Group parameters of one shape, type and device into stacks of bounded size."""
-    alike: dict[tuple[Any, ...], list[Tensor]] = defaultdict(list)
-    for p in params:
-        alike[p.shape, p.dtype, p.device].append(p)
-    for (_, _, device), members in alike.items():
-        numel = _STACK_NUMEL["cpu" if device.type == "cpu" else "other"]
-        size = max(1, numel // max(1, members[0].numel()))
-        for first in range(0, len(members), size):
-            yield members[first : first + size]
-
-
-def _gradient(p: Tensor) -> Tensor:
-    """Return the gradient of a parameter that is known to have one."""
-    return p.grad if p.grad is not None else torch.zeros_like(p)
+        eta = safe_step(X, field, penalty, lr, total=total)[..., None, None]
+        torch._foreach_copy_([here(p) for p in params], list((X - eta * field).unbind()))
