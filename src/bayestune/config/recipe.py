@@ -43,6 +43,7 @@ class HeadConfig:
     columns: int = 4  # of the low-rank covariance
     bound: Literal["jensen", "tilted", "exact", "monte_carlo"] = "jensen"  # of the likelihood term
     learn_prior: bool = False  # empirical Bayes: the prior variance follows the posterior
+    noise: Literal["gaussian", "student", "heteroscedastic"] = "gaussian"  # around a number
     pooling: Literal["auto", "last", "mean", "cls"] = "auto"  # auto: last decoders, mean encoders
 
     def __post_init__(self) -> None:

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from bayestune.finalize.features import Features
 from bayestune.finalize.laplace import REFRESHES
+from bayestune.finalize.regression import (
+    finish_regression,
+    fit_std_factor,
+    regression_losses,
+    regression_predictive,
+)
 from bayestune.finalize.select import Candidate, has_choices, select
 from bayestune.finalize.temperature import (
     clearly_worse,
@@ -18,10 +24,14 @@ __all__ = [
     "Candidate",
     "Features",
     "clearly_worse",
+    "finish_regression",
+    "fit_std_factor",
     "fit_temperature",
     "has_choices",
     "held_out_nll",
     "item_nll",
     "predictive_at",
+    "regression_losses",
+    "regression_predictive",
     "select",
 ]

@@ -90,24 +90,20 @@ def select(
     if config.refresh != "none":
         curvature = measure_curvature(head, fit, covariance_of(config.refresh, head))
     unit = float(torch.exp(-head.log_prior_variance))
-    grid = list(_grid(config))
+    choices = list(grid(config))
     if held_out is None:
-        if has_choices(config):
-            raise ConfigError(
-                "finalize.precision, finalize.scale and finalize.temperature are chosen on "
-                "held-out rows: give a validation set or train.hold_out above 0, or fix them."
-            )
-        kind, value = grid[0]
-        only = Candidate(kind, value, _given(config.temperature), None)
+        require_held_out(config)
+        kind, value = choices[0]
+        only = Candidate(kind, value, given(config.temperature), None)
         _install(head, curvature, only, unit)
         return [only], only
     with torch.no_grad():
         mu, trained = head.moments(held_out.phi)
     losses: dict[Candidate, Tensor] = {}
-    temperature = _given(config.temperature)
+    temperature = given(config.temperature)
     rows = (held_out.labels, held_out.mask)
-    with progress("choosing the covariance", len(grid)) as advance:
-        for kind, value in grid:
+    with progress("choosing the covariance", len(choices)) as advance:
+        for kind, value in choices:
             var = trained * value**2
             if kind == "refreshed" and curvature is not None:
                 var = curvature.variance(held_out.phi, value * unit)
@@ -118,17 +114,27 @@ def select(
             loss = item_nll(probs, held_out.labels)
             losses[Candidate(kind, value, temperature, float(loss.mean()))] = loss
             advance(1)
-    chosen = _best(losses)
+    chosen = best(losses)
     _install(head, curvature, chosen, unit)
     return list(losses), chosen
 
 
 def has_choices(config: FinalizeConfig) -> bool:
     """Return whether a recipe leaves something about a Gaussian head to held-out rows."""
-    return config.temperature == "auto" or len(list(_grid(config))) > 1
+    return config.temperature == "auto" or len(list(grid(config))) > 1
 
 
-def _grid(config: FinalizeConfig) -> Iterator[tuple[Literal["trained", "refreshed"], float]]:
+def require_held_out(config: FinalizeConfig) -> None:
+    """Raise ConfigError where a recipe leaves something to held-out rows and there are none."""
+    if has_choices(config):
+        raise ConfigError(
+            "finalize.precision, finalize.scale and finalize.temperature are chosen on held-out "
+            "rows: give a validation set or train.hold_out above 0, or fix them."
+        )
+
+
+def grid(config: FinalizeConfig) -> Iterator[tuple[Literal["trained", "refreshed"], float]]:
+    """Yield the covariances that a recipe allows: their kind, and scale or precision."""
     if config.refresh in ("none", "auto"):
         for scale in SCALES if config.scale == "auto" else (float(config.scale),):
             yield "trained", scale
@@ -137,7 +143,9 @@ def _grid(config: FinalizeConfig) -> Iterator[tuple[Literal["trained", "refreshe
             yield "refreshed", precision
 
 
-def _best(losses: dict[Candidate, Tensor]) -> Candidate:
+def best(losses: dict[Candidate, Tensor]) -> Candidate:
+    """Return the candidate to take, by the losses of the same rows ``(N,)``; see `select`."""
+
     def cost(candidate: Candidate) -> float:
         log_precision = math.log(candidate.value)
         if candidate.covariance == "trained":
@@ -164,5 +172,6 @@ def _install(
         head.scale_spread(chosen.value)
 
 
-def _given(temperature: float | str) -> float:
+def given(temperature: float | str) -> float:
+    """Return a recipe's temperature, 1 where it is not a number."""
     return 1.0 if isinstance(temperature, str) else float(temperature)

@@ -5,5 +5,6 @@ from __future__ import annotations
 from bayestune.head.gaussian import GaussianHead
 from bayestune.head.installation import install
 from bayestune.head.linear import LinearHead
+from bayestune.head.noise import Noise
 
-__all__ = ["GaussianHead", "LinearHead", "install"]
+__all__ = ["GaussianHead", "LinearHead", "Noise", "install"]

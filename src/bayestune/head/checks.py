@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from bayestune.errors import ConfigError, StoreError
+from bayestune.errors import ConfigError, ModelError, StoreError
 
 
 def require_positive(name: str, value: float) -> None:
@@ -22,7 +22,7 @@ def starting_rows(rows: Tensor | None, num_classes: int, in_features: int) -> Te
 
     Args:
         rows: rows of a pretrained output layer, ``(K, D)``.
-        num_classes: number of classes K.
+        num_classes: number of classes (or of numbers) K.
         in_features: feature dimension D.
 
     Returns:
@@ -31,10 +31,10 @@ def starting_rows(rows: Tensor | None, num_classes: int, in_features: int) -> Te
     Raises:
         ConfigError: a size is out of range, or the rows have another shape.
     """
-    if num_classes < 2 or in_features < 1:
+    if num_classes < 1 or in_features < 1:
         raise ConfigError(
-            f"A head over {num_classes} classes and {in_features} features was asked for; "
-            "it needs at least 2 classes and 1 feature."
+            f"A head of {num_classes} outputs and {in_features} features was asked for; "
+            "it needs at least 1 of each."
         )
     shape = (num_classes, in_features)
     if rows is None:
@@ -42,6 +42,14 @@ def starting_rows(rows: Tensor | None, num_classes: int, in_features: int) -> Te
     if tuple(rows.shape) != shape:
         raise ConfigError(f"rows have shape {tuple(rows.shape)}; the head needs {shape}.")
     return rows.detach().to("cpu", torch.float32, copy=True)
+
+
+def require_classes(num_classes: int) -> None:
+    """Raise ModelError where a softmax would be over a single class, which is always right."""
+    if num_classes < 2:
+        raise ModelError(
+            "The head has 1 output; a classifier needs at least 2 classes, and a number a noise."
+        )
 
 
 def match(

@@ -11,10 +11,19 @@ from bayestune.backbone import Base, Source, adapt, output_rows
 from bayestune.config import PredictConfig, Recipe
 from bayestune.data import Example, Task, label_token_ids, render
 from bayestune.errors import ConfigError
-from bayestune.finalize import REFRESHES, Features, fit_temperature, predictive_at, select
-from bayestune.head import GaussianHead, LinearHead
+from bayestune.finalize import (
+    REFRESHES,
+    Features,
+    finish_regression,
+    fit_temperature,
+    predictive_at,
+    regression_predictive,
+    select,
+)
+from bayestune.head import GaussianHead, LinearHead, Noise
 from bayestune.methods.contract import Parts, Terms
 from bayestune.posterior.predictive import Predictive
+from bayestune.posterior.regression import RegressionPredictive
 from bayestune.progress import Progress, silent
 
 
@@ -45,7 +54,11 @@ def make_head(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Re
         example = Example(id=0, question="?", choices=tuple(names))
         prompt = str(render(example, recipe.prompt, decoder=True, tokenizer=tokenizer))
         rows = output_rows(source, base, label_token_ids(tokenizer, prompt, names))
-    common: dict[str, Any] = {"in_features": base.width, "num_classes": len(task.labels)}
+    common: dict[str, Any] = {
+        "in_features": base.width,
+        "num_classes": task.outputs,
+        "noise": _make_noise(base, task, recipe),
+    }
     if recipe.head.kind == "linear":
         return LinearHead(**common, rows=rows)
     return GaussianHead(
@@ -59,6 +72,26 @@ def make_head(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Re
         bound=recipe.head.bound,
         learn_prior=recipe.head.learn_prior,
     )
+
+
+def _make_noise(base: Base, task: Task, recipe: Recipe) -> Noise | None:
+    """Return what is around a predicted number; None for classes.
+
+    Raises:
+        ConfigError: if the recipe asks of one kind of task what only the other has.
+    """
+    config = recipe.head
+    if task.kind == "regression":
+        if config.bound != "jensen":
+            raise ConfigError(
+                f"head.bound={config.bound} is about classes; a number's likelihood needs none."
+            )
+        return Noise(config.noise, in_features=base.width)
+    if config.noise != "gaussian":
+        raise ConfigError(
+            f"head.noise={config.noise} is about numbers; ask for regression (--task regression)."
+        )
+    return None
 
 
 def loss(head: nn.Module, batch: Features) -> Terms:
@@ -76,13 +109,23 @@ def finalize(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Choose the covariance and fold one temperature into the posterior, as the recipe says.
 
-    A point head that is to be refreshed becomes a Gaussian one around the same mean.
+    A point head that is to be refreshed becomes a Gaussian one around the same mean. For numbers
+    the temperature is a factor on the predictive standard deviations.
     """
     config = recipe.finalize
     report: dict[str, Any] = {"covariance": "none", "value": None}
     if isinstance(head, LinearHead) and config.refresh in REFRESHES:
         head = _gaussian_around(head, fit, recipe.head.prior_scale)
-    if isinstance(head, GaussianHead):
+    if isinstance(head, GaussianHead | LinearHead) and head.noise is not None:
+        tried, chosen = finish_regression(head, fit, held_out, config, progress)
+        temperature = chosen.temperature
+        if isinstance(head, GaussianHead):
+            report = {**vars(chosen), "family": head.family, "tried": [vars(c) for c in tried]}
+        level = float(head.noise.log_scale.detach().exp())
+        report["noise"] = {"kind": head.noise.kind, "scale": level * temperature * fit.unit}
+        if head.noise.dof is not None:
+            report["noise"]["dof"] = head.noise.dof
+    elif isinstance(head, GaussianHead):
         tried, chosen = select(head, fit, held_out, config, recipe.predict, progress)
         report = {**vars(chosen), "family": head.family, "tried": [vars(c) for c in tried]}
         temperature = chosen.temperature
@@ -104,8 +147,10 @@ def finalize(
 
 def predict(
     head: nn.Module, phi: Tensor, config: PredictConfig, mask: Tensor | None = None
-) -> Predictive:
+) -> Predictive | RegressionPredictive:
     """Return the predictive of features ``(B, D)``: a point for point heads, else averaged."""
+    if isinstance(head, GaussianHead | LinearHead) and head.noise is not None:
+        return regression_predictive(head, phi)
     with torch.no_grad():
         mu, var = head.moments(phi)  # pyright: ignore[reportCallIssue]
     return predictive_at(mu, var if isinstance(head, GaussianHead) else None, 1.0, mask, config)
@@ -114,10 +159,12 @@ def predict(
 def _gaussian_around(head: nn.Module, fit: Features, prior_scale: float) -> GaussianHead:
     """Return a Gaussian head with the same mean, its prior in the units of these features."""
     weight: Tensor = head.weight.detach()  # pyright: ignore
+    noise = head.noise  # pyright: ignore
     gaussian = GaussianHead(
         in_features=weight.shape[1], num_classes=weight.shape[0], prior_scale=prior_scale
     )
     gaussian.set_feature_energy(fit.phi)
+    gaussian.noise = noise  # as it was trained: the energy would set its scales anew
     gaussian = gaussian.to(weight.device)
     with torch.no_grad():
         gaussian.weight.copy_(weight)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from bayestune.evaluation.evaluate import SCORES
+from bayestune.evaluation import SCORES
 from bayestune.plots.style import COLOURS, new_figure, styles
 
 if TYPE_CHECKING:

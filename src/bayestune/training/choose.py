@@ -13,10 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from bayestune.config import PredictConfig
-from bayestune.finalize import Features, clearly_worse, fit_temperature, item_nll, predictive_at
+from bayestune.finalize import (
+    Features,
+    clearly_worse,
+    fit_std_factor,
+    fit_temperature,
+    item_nll,
+    predictive_at,
+    regression_losses,
+)
 from bayestune.head import GaussianHead
 from bayestune.methods import Method
 from bayestune.model import BayesModel
+from bayestune.posterior.regression import RegressionPredictive
 
 #: KL weights tried: the ELBO itself, and colder posteriors for easy or many-class tasks.
 KAPPAS = (1.0, 0.3, 0.1)
@@ -63,8 +72,12 @@ def delivered_losses(
         predict: how logits become probabilities.
         tempered: whether a temperature will be fitted afterwards.
     """
+    predictive = method.predict(head, rows.phi, predict, rows.mask)
+    if isinstance(predictive, RegressionPredictive):
+        factor = fit_std_factor(predictive, rows)[0] if tempered else 1.0
+        return regression_losses(predictive, rows, factor)
     if not tempered:
-        return item_nll(method.predict(head, rows.phi, predict, rows.mask).probs, rows.labels)
+        return item_nll(predictive.probs, rows.labels)
     with torch.no_grad():
         mu, _ = head.moments(rows.phi)  # pyright: ignore[reportCallIssue]
     temperature, _ = fit_temperature(mu, None, rows.labels, rows.mask)

@@ -173,7 +173,8 @@ class Loop:
         self.adapter.zero_grad()
         self.posterior.zero_grad()
         self.step += 1
-        return terms.nll.item(), terms.kl.item(), norm
+        # A density per unit of the user's numbers; log 1 = 0 for classes.
+        return terms.nll.item() + math.log(self.rows.unit), terms.kl.item(), norm
 
     def _descend(self, loss: Tensor, batch: list[int]) -> None:
         if not torch.isfinite(loss):
