@@ -111,7 +111,7 @@ class RegressionPrediction:
         epistemic: standard deviation of the mean under the posterior ``(N,)``; 0 for point methods.
         ood_score: squared distance of the feature to the training features ``(N,)``; the higher,
             the less familiar. The epistemic deviation where no density was fitted.
-        dof: degrees of freedom, above 2; None stands for infinity.
+        dof: degrees of freedom ``(N,)``; None stands for infinity.
     """
 
     mean: Tensor
@@ -119,7 +119,7 @@ class RegressionPrediction:
     aleatoric: Tensor
     epistemic: Tensor
     ood_score: Tensor
-    dof: float | None = None
+    dof: Tensor | None = None
 
     @classmethod
     def of(

@@ -59,6 +59,19 @@ def test_coverage_of_true_distributions_is_the_level() -> None:
     assert float(share) == pytest.approx(0.9, abs=4 * math.sqrt(0.09 / len(y)))
 
 
+def test_every_row_may_have_its_own_tails() -> None:
+    dofs = [2.5, 4.0, 7.3, 60.0]
+    for score in (metrics.crps, metrics.regression_nll):
+        alone = [float(score(MEAN, STD, TARGETS, dof)[i]) for i, dof in enumerate(dofs)]
+        np.testing.assert_allclose(score(MEAN, STD, TARGETS, dofs).numpy(), alone, rtol=1e-12)
+
+
+def test_very_many_degrees_of_freedom_are_a_gaussian() -> None:
+    for score in (metrics.crps, metrics.regression_nll):
+        found, expected = score(MEAN, STD, TARGETS, 1e6), score(MEAN, STD, TARGETS)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+
+
 def test_errors() -> None:
     np.testing.assert_allclose(metrics.squared_error(MEAN, TARGETS), [0.09, 0, 121, 4])
     np.testing.assert_allclose(metrics.absolute_error(MEAN, TARGETS), [0.3, 0, 11, 2])
@@ -87,5 +100,7 @@ def test_bad_input() -> None:
         metrics.squared_error([0.0, 1.0], [0.0])
     with pytest.raises(ConfigError, match="dof"):
         metrics.crps([0.0], [1.0], [0.0], 2.0)
+    with pytest.raises(DataError, match="dof"):
+        metrics.crps([0.0] * 3, [1.0] * 3, [0.0] * 3, [5.0, 5.0])
     with pytest.raises(ConfigError, match="level"):
         metrics.inside_interval([0.0], [1.0], [0.0], 1.0)

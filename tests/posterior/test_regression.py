@@ -128,15 +128,32 @@ def test_the_predictive_has_the_variance_of_its_parts() -> None:
         RegressionPredictive.from_moments(mu, -var, noise)
 
 
-def test_the_student_predictive_keeps_the_moments_of_the_exact_one() -> None:
-    """Against f ~ N(μ, v) plus Student-t noise, drawn."""
-    nu, scale, v = 6.0, 0.7, 0.3
-    noise_var = scale**2 * nu / (nu - 2)
+@pytest.mark.parametrize("v", [0.0, 0.3, 3.0])
+def test_the_student_predictive_keeps_four_moments_of_the_exact_one(v) -> None:
+    """Cumulants of independent summands add; the fourth of a Student-t is 6 var²/(ν − 4)."""
+    nu, noise_var = 6.0, 0.8
     predictive = RegressionPredictive.from_moments(
         torch.zeros(1, 1), torch.full((1, 1), v), torch.full((1, 1), noise_var), nu
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        noise = StudentT(nu, 0.0, scale).sample((DRAWS,)).double()
-        y = v**0.5 * torch.randn(DRAWS, dtype=torch.float64) + noise
-    assert_mean(y.square(), predictive.std.double().square())
+    var, dof = float(predictive.std) ** 2, float(predictive.dof)  # pyright: ignore
+    assert var == pytest.approx(v + noise_var)
+    assert 6 * var**2 / (dof - 4) == pytest.approx(6 * noise_var**2 / (nu - 4), rel=1e-5)
+    assert dof >= nu
+
+
+def test_the_student_predictive_is_close_to_the_exact_one() -> None:
+    """Against f ~ N(μ, v) plus Student-t noise, integrated: total variation below 1.5 %."""
+    nu, scale, v = 6.0, 0.7, 0.3
+    noise_var = scale**2 * nu / (nu - 2)
+    moments = (torch.zeros(1, 1), torch.full((1, 1), v), torch.full((1, 1), noise_var))
+    predictive = RegressionPredictive.from_moments(*moments, nu)
+    grid = torch.linspace(-12, 12, 4001, dtype=torch.float64)
+    step = float(grid[1] - grid[0])
+    f = Normal(torch.tensor(0.0).double(), v**0.5)
+    weights = f.log_prob(grid).exp() * step
+    exact = StudentT(torch.tensor(nu).double(), 0.0, scale)
+    density = exact.log_prob(grid[:, None] - grid).exp() @ weights
+    assert float(density.sum() * step) == pytest.approx(1, abs=1e-3)
+    dof, std = predictive.dof, predictive.std.double()
+    own = StudentT(dof, 0.0, std * ((dof - 2) / dof).sqrt()).log_prob(grid).exp()  # pyright: ignore
+    assert 0.5 * float((density - own).abs().sum() * step) < 0.015

@@ -108,7 +108,9 @@ def finish_regression(
         only = Candidate(*choices[0], given(config.temperature), None)
         _install(head, refit, only)
         return [only], only
-    trained = regression_predictive(head, held_out.phi)
+    with torch.no_grad():
+        mu, var = head.moments(held_out.phi)
+        noise_var = noise.variance(held_out.phi)
     losses: dict[Candidate, Tensor] = {}
     temperature = given(config.temperature)
     with progress("choosing the covariance", len(choices)) as advance:
@@ -116,10 +118,8 @@ def finish_regression(
             if kind == "refreshed" and refit is not None:
                 predictive = refit.predictive(held_out.phi, value)
             else:
-                epistemic = trained.epistemic * value
-                predictive = RegressionPredictive(
-                    trained.mean, trained.aleatoric, epistemic, trained.dof
-                )
+                moments = mu, var * value**2, noise_var
+                predictive = RegressionPredictive.from_moments(*moments, noise.dof)
             if config.temperature == "auto":
                 temperature, _ = fit_std_factor(predictive, held_out, temperature)
             loss = regression_losses(predictive, held_out, temperature)

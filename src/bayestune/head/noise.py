@@ -21,7 +21,9 @@ Kind = Literal["gaussian", "student", "heteroscedastic"]
 #: The noise falls from 1 to that of a good fit within one training, so it moves faster than other
 #: logarithms.
 _LR_FACTOR = 10.0
-_FIRST_DOF = 6.0
+#: Above this the first four moments exist, which the predictive keeps.
+_LEAST_DOF = 4.0
+_FIRST_DOF = 8.0
 #: At a typical input log σ² has prior variance 1 (twice the scale), and starts close to its level.
 _PRIOR_SCALE, _INIT_SCALE = 0.5, 0.1
 _ROUNDS = 100
@@ -31,7 +33,7 @@ class Noise(nn.Module):
     """y = f + ε for K outputs, ε of one of three kinds.
 
         gaussian          ε ~ N(0, σ²)
-        student           ε ~ σ t_ν, ν > 2: outliers cost, and pull, less
+        student           ε ~ σ t_ν, ν > 4: outliers cost, and pull, less
         heteroscedastic   ε ~ N(0, σ²(x)), log σ²(x) = log σ² + uᵀh, q(u) Gaussian
 
     Args:
@@ -41,7 +43,7 @@ class Noise(nn.Module):
 
     Attributes:
         log_scale: log σ, parameter, ``(K,)``.
-        log_excess_dof: log(ν − 2), parameter, scalar; student only.
+        log_excess_dof: log(ν − 4), parameter, scalar; student only.
         log_variance: q(u), a `GaussianHead` with K outputs; heteroscedastic only.
 
     Raises:
@@ -57,7 +59,7 @@ class Noise(nn.Module):
         self.log_excess_dof: nn.Parameter | None = None
         self.log_variance: GaussianHead | None = None
         if kind == "student":
-            self.log_excess_dof = nn.Parameter(torch.tensor(math.log(_FIRST_DOF - 2)))
+            self.log_excess_dof = nn.Parameter(torch.tensor(math.log(_FIRST_DOF - _LEAST_DOF)))
         if kind == "heteroscedastic":
             self.log_variance = GaussianHead(
                 in_features=in_features,
@@ -69,7 +71,7 @@ class Noise(nn.Module):
     @property
     def dof(self) -> float | None:
         """Degrees of freedom ν; None for Gaussian noise."""
-        return None if self.log_excess_dof is None else float(2 + self.log_excess_dof.exp())
+        return None if self.log_excess_dof is None else float(self._dof().detach())
 
     def set_feature_energy(self, energy: float) -> None:
         """Set prior and start of q(u) by E‖h‖²; see `head.energy`."""
@@ -98,8 +100,7 @@ class Noise(nn.Module):
         if self.log_variance is not None:
             return regression.heteroscedastic(mu, var, y, *self._log_variance_moments(h))
         if self.log_excess_dof is not None:
-            dof = 2 + self.log_excess_dof.exp()
-            return regression.student(mu, var, y, self.log_scale.exp(), dof)
+            return regression.student(mu, var, y, self.log_scale.exp(), self._dof())
         return regression.gaussian(mu, var, y, self.log_scale.exp())
 
     def kl(self) -> Tensor:
@@ -118,7 +119,7 @@ class Noise(nn.Module):
             return (mean + 0.5 * var).exp()
         variance = (2 * self.log_scale).exp()
         if self.log_excess_dof is not None:
-            variance = variance * (1 + 2 * (-self.log_excess_dof).exp())
+            variance = variance * self._dof() / (self._dof() - 2)
         return variance.expand(*h.shape[:-1], -1)
 
     def row_weights(self, h: Tensor, mu: Tensor, var: Tensor, y: Tensor) -> Tensor:
@@ -134,7 +135,7 @@ class Noise(nn.Module):
             mean, log_var = self._log_variance_moments(h)
             return level * (0.5 * log_var - mean).exp()
         if self.log_excess_dof is not None:
-            dof = 2 + self.log_excess_dof.exp()
+            dof = self._dof()
             return (dof + 1) / (dof + ((y - mu).square() + var) / level)
         return torch.ones_like(mu)
 
@@ -164,6 +165,9 @@ class Noise(nn.Module):
 
     def extra_repr(self) -> str:
         return f"kind={self.kind!r}"
+
+    def _dof(self) -> Tensor:
+        return _LEAST_DOF + self.log_excess_dof.exp()  # pyright: ignore[reportOptionalMemberAccess]
 
     def _log_variance_moments(self, h: Tensor) -> tuple[Tensor, Tensor]:
         mean, var = self.log_variance.moments(h)  # pyright: ignore[reportOptionalMemberAccess]

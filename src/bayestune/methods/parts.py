@@ -121,10 +121,9 @@ def finalize(
         temperature = chosen.temperature
         if isinstance(head, GaussianHead):
             report = {**vars(chosen), "family": head.family, "tried": [vars(c) for c in tried]}
-        level = float(head.noise.log_scale.detach().exp())
-        report["noise"] = {"kind": head.noise.kind, "scale": level * temperature * fit.unit}
-        if head.noise.dof is not None:
-            report["noise"]["dof"] = head.noise.dof
+        with torch.no_grad():
+            std = float(head.noise.variance(fit.phi).mean().sqrt()) * temperature * fit.unit
+        report["noise"] = {"kind": head.noise.kind, "std": std, "dof": head.noise.dof}
     elif isinstance(head, GaussianHead):
         tried, chosen = select(head, fit, held_out, config, recipe.predict, progress)
         report = {**vars(chosen), "family": head.family, "tried": [vars(c) for c in tried]}
@@ -156,15 +155,14 @@ def predict(
     return predictive_at(mu, var if isinstance(head, GaussianHead) else None, 1.0, mask, config)
 
 
-def _gaussian_around(head: nn.Module, fit: Features, prior_scale: float) -> GaussianHead:
+def _gaussian_around(head: LinearHead, fit: Features, prior_scale: float) -> GaussianHead:
     """Return a Gaussian head with the same mean, its prior in the units of these features."""
-    weight: Tensor = head.weight.detach()  # pyright: ignore
-    noise = head.noise  # pyright: ignore
+    weight = head.weight.detach()
     gaussian = GaussianHead(
         in_features=weight.shape[1], num_classes=weight.shape[0], prior_scale=prior_scale
     )
     gaussian.set_feature_energy(fit.phi)
-    gaussian.noise = noise  # as it was trained: the energy would set its scales anew
+    gaussian.noise = head.noise  # as trained; the energy would set it anew
     gaussian = gaussian.to(weight.device)
     with torch.no_grad():
         gaussian.weight.copy_(weight)

@@ -38,7 +38,7 @@ def absolute_error(mean: ArrayLike, targets: ArrayLike) -> Tensor:
 
 
 def regression_nll(
-    mean: ArrayLike, std: ArrayLike, targets: ArrayLike, dof: float | None = None
+    mean: ArrayLike, std: ArrayLike, targets: ArrayLike, dof: ArrayLike | float | None = None
 ) -> Tensor:
     """Return the negative log density of each target in nats.
 
@@ -48,7 +48,7 @@ def regression_nll(
         mean: predicted means, (N,).
         std: predicted standard deviations, (N,).
         targets: numbers, (N,).
-        dof: degrees of freedom of a Student-t; None for a Gaussian.
+        dof: degrees of freedom of a Student-t, one or (N,); None for a Gaussian.
 
     Returns:
         float64 ``(N,)``.
@@ -57,11 +57,13 @@ def regression_nll(
         DataError: if the rows do not match, are not finite, or a deviation is not positive.
         ConfigError: if ``dof`` is not above 2.
     """
-    z, scale = _standardised(mean, std, targets, dof)
-    return scale.log() - _log_density(z, dof)
+    z, scale, nu = _standardised(mean, std, targets, dof)
+    return scale.log() - _log_density(z, nu)
 
 
-def crps(mean: ArrayLike, std: ArrayLike, targets: ArrayLike, dof: float | None = None) -> Tensor:
+def crps(
+    mean: ArrayLike, std: ArrayLike, targets: ArrayLike, dof: ArrayLike | float | None = None
+) -> Tensor:
     """Return the continuous ranked probability score of each row, in the unit of the numbers.
 
         CRPS(F, y) = ∫ (F(x) − [x ≥ y])² dx = E|Y − y| − ½ E|Y − Y'|
@@ -75,7 +77,7 @@ def crps(mean: ArrayLike, std: ArrayLike, targets: ArrayLike, dof: float | None 
         mean: predicted means, (N,).
         std: predicted standard deviations, (N,).
         targets: numbers, (N,).
-        dof: degrees of freedom of a Student-t; None for a Gaussian.
+        dof: degrees of freedom of a Student-t, one or (N,); None for a Gaussian.
 
     Returns:
         float64 ``(N,)``.
@@ -88,15 +90,12 @@ def crps(mean: ArrayLike, std: ArrayLike, targets: ArrayLike, dof: float | None 
     eq. 21; Jordan, Krüger and Lerch 2019, "Evaluating probabilistic forecasts with scoringRules",
     appendix A.2.
     """
-    z, scale = _standardised(mean, std, targets, dof)
-    density = _log_density(z, dof).exp()
-    if dof is None:
-        spread, constant = 2 * density, 1 / math.sqrt(math.pi)
-    else:
-        spread = 2 * density * (dof + z.square()) / (dof - 1)
-        log_beta = _log_beta(0.5, dof - 0.5) - 2 * _log_beta(0.5, 0.5 * dof)
-        constant = 2 * math.sqrt(dof) / (dof - 1) * math.exp(log_beta)
-    return scale * (z.abs() * _central(z.abs(), dof) + spread - constant)
+    z, scale, nu = _standardised(mean, std, targets, dof)
+    spread, constant = 2 * _log_density(z, nu).exp(), 1 / math.sqrt(math.pi)
+    if nu is not None:
+        spread = spread * (nu + z.square()) / (nu - 1)
+        constant = 2 * nu.sqrt() / (nu - 1) * (_log_beta(nu - 0.5) - 2 * _log_beta(0.5 * nu)).exp()
+    return scale * (z.abs() * _central(z.abs(), nu) + spread - constant)
 
 
 def inside_interval(
@@ -104,7 +103,7 @@ def inside_interval(
     std: ArrayLike,
     targets: ArrayLike,
     level: float = 0.9,
-    dof: float | None = None,
+    dof: ArrayLike | float | None = None,
 ) -> Tensor:
     """Return whether each target lies in the central interval of a probability.
 
@@ -113,7 +112,7 @@ def inside_interval(
         std: predicted standard deviations, (N,).
         targets: numbers, (N,).
         level: probability of the interval, in (0, 1).
-        dof: degrees of freedom of a Student-t; None for a Gaussian.
+        dof: degrees of freedom of a Student-t, one or (N,); None for a Gaussian.
 
     Returns:
         Zeros and ones, float64 ``(N,)``; their mean is the coverage.
@@ -124,8 +123,8 @@ def inside_interval(
     """
     if not 0 < level < 1:
         raise ConfigError(f"level = {level!r} given, expected a probability above 0 and below 1.")
-    z, _ = _standardised(mean, std, targets, dof)
-    return (_central(z.abs(), dof) <= level).double()
+    z, _, nu = _standardised(mean, std, targets, dof)
+    return (_central(z.abs(), nu) <= level).double()
 
 
 def _residual(mean: ArrayLike, targets: ArrayLike) -> Tensor:
@@ -135,40 +134,44 @@ def _residual(mean: ArrayLike, targets: ArrayLike) -> Tensor:
 
 
 def _standardised(
-    mean: ArrayLike, std: ArrayLike, targets: ArrayLike, dof: float | None
-) -> tuple[Tensor, Tensor]:
-    """Return residuals in units of the scale, and the scales."""
-    if dof is not None and not 2 < dof < math.inf:
-        raise ConfigError(f"dof = {dof!r} given, expected a number above 2, or None.")
+    mean: ArrayLike, std: ArrayLike, targets: ArrayLike, dof: ArrayLike | float | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return residuals in units of the scale, the scales, and the degrees of freedom."""
     residual, scale = _residual(mean, targets), as_vector(std, "std")
     same_rows(residual, scale, "targets", "std")
     if bool((scale <= 0).any()):
         row = int(torch.nonzero(scale <= 0)[0])
         raise DataError(f"std: row {row} is {scale[row].item()}, expected a positive number.")
-    if dof is not None:
-        scale = scale * math.sqrt((dof - 2) / dof)
-    return residual / scale, scale
-
-
-def _log_density(z: Tensor, dof: float | None) -> Tensor:
     if dof is None:
+        return residual / scale, scale, None
+    nu = as_vector([dof] if isinstance(dof, int | float) else dof, "dof")
+    if bool((nu <= 2).any()):
+        raise ConfigError(f"dof = {float(nu.min())!r} given, expected numbers above 2, or None.")
+    if len(nu) > 1:
+        same_rows(residual, nu, "targets", "dof")
+    scale = scale * ((nu - 2) / nu).sqrt()
+    return residual / scale, scale, nu
+
+
+def _log_density(z: Tensor, nu: Tensor | None) -> Tensor:
+    if nu is None:
         return -0.5 * (z.square() + math.log(2 * math.pi))
-    tail = 0.5 * (dof + 1) * torch.log1p(z.square() / dof)
-    return -0.5 * math.log(dof) - _log_beta(0.5, 0.5 * dof) - tail
+    tail = 0.5 * (nu + 1) * torch.log1p(z.square() / nu)
+    return -0.5 * nu.log() - _log_beta(0.5 * nu) - tail
 
 
-def _central(z: Tensor, dof: float | None) -> Tensor:
+def _central(z: Tensor, nu: Tensor | None) -> Tensor:
     """Return the probability 2F(z) − 1 between −z and z, for z ≥ 0."""
-    if dof is None:
+    if nu is None:
         return torch.erf(z / math.sqrt(2))
     # With z = √ν tan u the density is cos^(ν−1) u du / B(½, ½ν); beyond the largest u it is less
     # than e⁻⁴⁰ of its peak.
-    largest = math.acos(math.exp(-40 / (dof - 1)))
-    end = torch.atan(z / math.sqrt(dof)).clamp_max(largest)
+    largest = torch.acos(torch.exp(-40 / (nu - 1)))
+    end = torch.minimum(torch.atan(z / nu.sqrt()), largest)
     nodes, weights = _legendre()
     u = 0.5 * end[:, None] * (nodes + 1)  # (N, nodes)
-    integral = 0.5 * end * (u.cos().pow(dof - 1) @ weights)
-    return (2 * integral * math.exp(-_log_beta(0.5, 0.5 * dof))).clamp_max(1)
+    integral = 0.5 * end * (u.cos().pow((nu - 1)[:, None]) @ weights)
+    return (2 * integral * torch.exp(-_log_beta(0.5 * nu))).clamp_max(1)
 
 
 @cache
@@ -177,5 +180,6 @@ def _legendre() -> tuple[Tensor, Tensor]:
     return torch.from_numpy(nodes), torch.from_numpy(weights)
 
 
-def _log_beta(a: float, b: float) -> float:
-    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+def _log_beta(b: Tensor) -> Tensor:
+    """Return log B(½, b)."""
+    return math.lgamma(0.5) + torch.lgamma(b) - torch.lgamma(b + 0.5)

@@ -16,6 +16,8 @@ from torch import Tensor
 from bayestune.errors import NumericsError
 
 _LOG_2PI = math.log(2 * math.pi)
+# So close to a Gaussian that log-gammas would only lose digits beyond it.
+_GAUSSIAN_DOF = 1e6
 
 
 def gaussian(mu: Tensor, var: Tensor, y: Tensor, scale: Tensor) -> Tensor:
@@ -92,19 +94,19 @@ class RegressionPredictive:
 
         std² = aleatoric² + epistemic²
 
-    Gaussian where ``dof`` is None, else Student-t with this mean, standard deviation and ν.
+    Gaussian where ``dof`` is None, else Student-t with this mean, standard deviation and these ν.
 
     Attributes:
         mean: ``(B,)``.
         aleatoric: standard deviation of the noise, ``(B,)``.
         epistemic: standard deviation of the latent mean under the posterior, ``(B,)``.
-        dof: degrees of freedom ν above 2; None stands for infinity.
+        dof: degrees of freedom ν above 4, ``(B,)``; None stands for infinity.
     """
 
     mean: Tensor
     aleatoric: Tensor
     epistemic: Tensor
-    dof: float | None = None
+    dof: Tensor | None = None
 
     @classmethod
     def from_moments(
@@ -112,15 +114,17 @@ class RegressionPredictive:
     ) -> RegressionPredictive:
         """Predict from a Gaussian latent mean and noise around it.
 
-        With Gaussian noise of known size this is the predictive itself. With Student-t noise its
-        first two moments are, and its tails are those of the noise, heavier than they are where v
-        is large; with noise of uncertain size, too, the first two moments are kept.
+        With Gaussian noise of known size this is the predictive itself; of noise of uncertain size
+        it keeps the first two moments. A Gaussian plus Student-t noise becomes the Student-t with
+        the same first four moments, which grows Gaussian where the latent variance v prevails:
+
+            dof = 4 + (ν − 4) ((v + s)/s)²,   s the variance of the noise
 
         Args:
             mu: latent means, ``(B, 1)``.
             var: latent variances, ``(B, 1)``.
-            noise_var: variances of the noise, ``(B, 1)``.
-            dof: degrees of freedom of the noise.
+            noise_var: variances s of the noise, ``(B, 1)``.
+            dof: degrees of freedom ν of the noise, above 4.
 
         Raises:
             NumericsError: a moment is not finite, or a variance is negative.
@@ -133,7 +137,11 @@ class RegressionPredictive:
                 )
         if (var < 0).any() or (noise_var < 0).any():
             raise NumericsError("A predicted variance is negative.")
-        return cls(mu.squeeze(-1), noise_var.squeeze(-1).sqrt(), var.squeeze(-1).sqrt(), dof)
+        matched: Tensor | None = None
+        if dof is not None:
+            excess = (dof - 4) * ((var + noise_var) / noise_var).squeeze(-1).double().square()
+            matched = (4 + excess).clamp_max(_GAUSSIAN_DOF)
+        return cls(mu.squeeze(-1), noise_var.squeeze(-1).sqrt(), var.squeeze(-1).sqrt(), matched)
 
     @property
     def std(self) -> Tensor:
@@ -145,4 +153,5 @@ class RegressionPredictive:
         mean, aleatoric, epistemic = (
             t.cpu().double() * scale for t in (self.mean, self.aleatoric, self.epistemic)
         )
-        return RegressionPredictive(mean + shift, aleatoric, epistemic, self.dof)
+        dof = None if self.dof is None else self.dof.cpu()
+        return RegressionPredictive(mean + shift, aleatoric, epistemic, dof)

@@ -93,7 +93,7 @@ def load(
     try:
         recipe = _recipe(manifest, {"model": base, "device": device, "dtype": dtype})
         task = Task.from_schema(manifest["task"])
-        scaling = Scaling(**manifest.get("scaling", {}))
+        scaling = Scaling(**manifest["scaling"]) if task.kind == "regression" else Scaling()
         known, kind = manifest["base"], _HEADS[manifest["head"]["kind"]]
         revision = known["revision"] if base is None else recipe.revision
         fingerprint, weights, trained = known["fingerprint"], known["weights"], known["dtype"]

@@ -54,7 +54,7 @@ def fit(
 
     Raises:
         ConfigError: for an unknown key, or one that is fixed when a model is built.
-        DataError: if the tasks are not the model's or have fewer than two classes (or different numbers).
+        DataError: if the tasks are not the model's or have fewer than two classes or numbers.
         StoreError: if the run cannot be written, or one lies there already.
         NumericsError: if the loss stops being a number; the last checkpoint stays loadable.
     """
