@@ -101,11 +101,11 @@ def test_asking() -> None:
 
 
 def test_fractions_without_asking_are_an_error_that_says_how_to_ask(tmp_path) -> None:
-    with pytest.raises(DataError, match="row 1: 'label' is 0.5; .*--task regression"):
+    with pytest.raises(DataError, match=r"row 1: 'label' is 0.5; .*--task regression"):
         Task.from_rows(ROWS)
     file = tmp_path / "t.csv"
     file.write_text("text,label\na,0.5\nb,1\n")
-    with pytest.raises(DataError, match="every label is a number, such as 0.5.*--task regression"):
+    with pytest.raises(DataError, match=r"every label is a number, such as 0.5.*--task reg"):
         Task.load(file)
     assert list(Task.load(file, kind="classification").labels) == ["0.5", "1"]
     file.write_text("text,label\na,0.5\nb,none\n")
@@ -130,4 +130,4 @@ def test_scaling() -> None:
     with pytest.raises(DataError, match="t: every number is 7"):
         Scaling.of([7.0, 7.0], "t")
     with pytest.raises(DataError, match="too large"):
-        Scaling.of([1e308, -1e308, 1e308])
+        Scaling.of([1.7e308, 1.7e308, 1.0])
