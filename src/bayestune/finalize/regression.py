@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bayestune.config import FinalizeConfig
 from bayestune.errors import ConfigError
@@ -18,7 +18,7 @@ from bayestune.finalize.features import Features
 from bayestune.finalize.line import minimise
 from bayestune.finalize.select import Candidate, best, given, grid, require_held_out
 from bayestune.finalize.temperature import best_temperature
-from bayestune.head import GaussianHead, LinearHead
+from bayestune.head import GaussianHead, LinearHead, Noise
 from bayestune.metrics import regression_nll
 from bayestune.posterior.conjugate import LinearRegression
 from bayestune.posterior.regression import RegressionPredictive
@@ -28,12 +28,16 @@ from bayestune.progress import Progress, silent
 _RANGE, _STEP, _FINE = (-16.0, 4.0), 0.5, 0.005
 
 
-def regression_predictive(head: nn.Module, phi: Tensor) -> RegressionPredictive:
-    """Return the predictive of features ``(B, D)``, in units of the targets' deviation."""
+def regression_predictive(head: GaussianHead | LinearHead, phi: Tensor) -> RegressionPredictive:
+    """Return the predictive of features ``(B, D)``, in units of the targets' deviation.
+
+    Raises:
+        ConfigError: the head predicts classes.
+    """
+    noise = _noise(head)
     with torch.no_grad():
-        mu, var = head.moments(phi)  # pyright: ignore[reportCallIssue]
-        noise = head.noise.variance(phi.to(mu.dtype))  # pyright: ignore
-    return RegressionPredictive.from_moments(mu, var, noise, head.noise.dof)  # pyright: ignore
+        mu, var = head.moments(phi)
+        return RegressionPredictive.from_moments(mu, var, noise.variance(phi), noise.dof)
 
 
 def regression_losses(
@@ -92,16 +96,14 @@ def finish_regression(
     Raises:
         ConfigError: if something is to be chosen and nothing is held out.
     """
-    noise = head.noise
-    if noise is None:
-        raise ConfigError("The head has no noise; it predicts classes, not numbers.")
+    noise = _noise(head)
     with torch.no_grad():
         mu, var = head.moments(fit.phi)
         noise.fit_level(fit.phi, mu, var, fit.labels)
     if isinstance(head, LinearHead):
         point = _point(head, held_out, config)
         return [point], point
-    refit = None if config.refresh == "none" else _Refit(head, fit, config.refresh)
+    refit = None if config.refresh == "none" else _Refit(head, noise, fit, config.refresh)
     choices = list(grid(config))
     if held_out is None:
         require_held_out(config)
@@ -136,22 +138,19 @@ class _Refit:
     What the noise knows about single rows is taken from the trained posterior.
     """
 
-    def __init__(self, head: GaussianHead, fit: Features, refresh: str) -> None:
-        self.head, self.diagonal = head, refresh == "diagonal"
+    def __init__(self, head: GaussianHead, noise: Noise, fit: Features, refresh: str) -> None:
+        self.head, self.noise, self.diagonal = head, noise, refresh == "diagonal"
         self.unit = float(torch.exp(-head.log_prior_variance))
+        self.trained = float(noise.log_scale.detach().exp())
         with torch.no_grad():
             mu, var = head.moments(fit.phi)
-            weights = head.noise.row_weights(fit.phi, mu, var, fit.labels)  # pyright: ignore
+            weights = noise.row_weights(fit.phi, mu, var, fit.labels)
         self.rows = LinearRegression.of(fit.phi, fit.labels[:, 0], weights[:, 0])
-        self._noise: dict[float, float] = {}
+        self._sigma: dict[float, float] = {}
 
-    @property
-    def trained_noise(self) -> float:
-        return float(self.head.noise.log_scale.detach().exp())  # pyright: ignore
-
-    def noise(self, value: float) -> float:
-        """Return the σ of maximum evidence at a precision."""
-        if value not in self._noise:
+    def sigma(self, value: float) -> float:
+        """Return the scale of the noise of maximum evidence at a precision."""
+        if value not in self._sigma:
             found: dict[float, float] = {}
 
             def loss(log2: float) -> float:
@@ -160,39 +159,42 @@ class _Refit:
                     found[log2] = -float(evidence) / self.rows.count
                 return found[log2]
 
-            start = math.log2(self.trained_noise)
-            self._noise[value] = 2.0 ** minimise(loss, start, _STEP, _FINE, _RANGE)
-        return self._noise[value]
+            start = math.log2(self.trained)
+            self._sigma[value] = 2.0 ** minimise(loss, start, _STEP, _FINE, _RANGE)
+        return self._sigma[value]
 
-    def scale(self, value: float) -> Tensor:
-        noise, precision = self.noise(value), value * self.unit
+    def moments(self, value: float) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviations (in the basis) at a precision, each ``(D,)``."""
+        given = self.sigma(value), value * self.unit
         form = self.rows.diagonal_scale if self.diagonal else self.rows.scale
-        return form(noise, precision)
+        return self.rows.mean(*given), form(*given)
 
     def predictive(self, phi: Tensor, value: float) -> RegressionPredictive:
         """Return the predictive of features ``(B, D)`` at a precision."""
-        sigma = self.noise(value)
+        mean, scale = self.moments(value)
         rows = phi.double()
-        mean = rows @ self.rows.mean(sigma, value * self.unit)
         turned = rows if self.diagonal else rows @ self.rows.basis
-        var = turned.square() @ self.scale(value).square()
-        noise = self.head.noise
+        mu, var = rows @ mean[:, None], turned.square() @ scale.square()[:, None]  # (B, 1)
         with torch.no_grad():
-            known = noise.variance(phi).double() * (sigma / self.trained_noise) ** 2  # pyright: ignore
-        return RegressionPredictive.from_moments(mean[:, None], var[:, None], known, noise.dof)  # pyright: ignore
+            noise = self.noise.variance(phi).double() * (self.sigma(value) / self.trained) ** 2
+        return RegressionPredictive.from_moments(mu, var, noise, self.noise.dof)
 
     @torch.no_grad()
     def install(self, value: float) -> None:
         """Give the head mean, covariance and noise at a precision."""
-        head, sigma = self.head, self.noise(value)
-        head.weight.copy_(self.rows.mean(sigma, value * self.unit))
-        log_scale = self.scale(value).log().to(head.weight)[None]
+        mean, scale = self.moments(value)
+        self.head.weight.copy_(mean[None])
         if self.diagonal:
-            head.set_spread("diagonal", log_scale=log_scale)
+            self.head.set_spread("diagonal", log_scale=scale.log()[None])
         else:
-            basis = self.rows.basis.to(head.weight)
-            head.set_spread("eigen", log_scale=log_scale, basis=basis)
-        head.noise.log_scale.fill_(math.log(sigma))  # pyright: ignore
+            self.head.set_spread("eigen", log_scale=scale.log()[None], basis=self.rows.basis)
+        self.noise.log_scale.fill_(math.log(self.sigma(value)))
+
+
+def _noise(head: GaussianHead | LinearHead) -> Noise:
+    if head.noise is None:
+        raise ConfigError("The head has no noise; it predicts classes, not numbers.")
+    return head.noise
 
 
 def _point(head: LinearHead, held_out: Features | None, config: FinalizeConfig) -> Candidate:
