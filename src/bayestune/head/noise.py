@@ -110,9 +110,15 @@ class Noise(nn.Module):
         return self.log_variance.kl()
 
     def variance(self, h: Tensor) -> Tensor:
-        """Return the expected variance of the noise, ``(B, K)``.
+        """Return the expected variance of the noise.
 
-        σ²,   σ²ν/(ν − 2),   E σ²(x) = exp(m + ½s)
+            σ²,   σ²ν/(ν − 2),   E σ²(x) = exp(m + ½s)
+
+        Args:
+            h: features, ``(B, D)``.
+
+        Returns:
+            Variances, ``(B, K)``; m and s are mean and variance of log σ²(x).
         """
         if self.log_variance is not None:
             mean, var = self._log_variance_moments(h)

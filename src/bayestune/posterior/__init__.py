@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from bayestune.posterior import bounds, dense, diagonal, eigen, kronecker, laplace, low_rank
+from bayestune.posterior import (
+    bounds,
+    conjugate,
+    dense,
+    diagonal,
+    eigen,
+    kronecker,
+    laplace,
+    low_rank,
+    regression,
+)
 from bayestune.posterior.ascent import Ascent, ascend
 from bayestune.posterior.predictive import Predictive
 
@@ -11,10 +21,12 @@ __all__ = [
     "Predictive",
     "ascend",
     "bounds",
+    "conjugate",
     "dense",
     "diagonal",
     "eigen",
     "kronecker",
     "laplace",
     "low_rank",
+    "regression",
 ]

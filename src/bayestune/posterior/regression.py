@@ -139,7 +139,7 @@ class RegressionPredictive:
             raise NumericsError("A predicted variance is negative.")
         matched: Tensor | None = None
         if dof is not None:
-            excess = (dof - 4) * ((var + noise_var) / noise_var).squeeze(-1).double().square()
+            excess = (dof - 4) * ((var + noise_var) / noise_var).squeeze(-1).square()
             matched = (4 + excess).clamp_max(_GAUSSIAN_DOF)
         return cls(mu.squeeze(-1), noise_var.squeeze(-1).sqrt(), var.squeeze(-1).sqrt(), matched)
 

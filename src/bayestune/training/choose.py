@@ -21,11 +21,11 @@ from bayestune.finalize import (
     item_nll,
     predictive_at,
     regression_losses,
+    regression_predictive,
 )
-from bayestune.head import GaussianHead
+from bayestune.head import GaussianHead, LinearHead
 from bayestune.methods import Method
 from bayestune.model import BayesModel
-from bayestune.posterior.regression import RegressionPredictive
 
 #: KL weights tried: the ELBO itself, and colder posteriors for easy or many-class tasks.
 KAPPAS = (1.0, 0.3, 0.1)
@@ -72,12 +72,13 @@ def delivered_losses(
         predict: how logits become probabilities.
         tempered: whether a temperature will be fitted afterwards.
     """
-    predictive = method.predict(head, rows.phi, predict, rows.mask)
-    if isinstance(predictive, RegressionPredictive):
+    if isinstance(head, GaussianHead | LinearHead) and head.noise is not None:
+        predictive = regression_predictive(head, rows.phi)
         factor = fit_std_factor(predictive, rows)[0] if tempered else 1.0
         return regression_losses(predictive, rows, factor)
     if not tempered:
-        return item_nll(predictive.probs, rows.labels)
+        probs = method.predict(head, rows.phi, predict, rows.mask).probs  # pyright: ignore
+        return item_nll(probs, rows.labels)
     with torch.no_grad():
         mu, _ = head.moments(rows.phi)  # pyright: ignore[reportCallIssue]
     temperature, _ = fit_temperature(mu, None, rows.labels, rows.mask)
