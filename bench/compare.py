@@ -30,7 +30,7 @@ from bayestune.config import FinalizeConfig, merge
 from bayestune.data import Task
 from bayestune.evaluation import Evaluation, score
 from bayestune.files import write_json
-from bayestune.finalize.laplace import covariance_of
+from bayestune.finalize.refresh import form_of
 from bayestune.model import BayesModel, build
 from bayestune.progress import shown
 from bayestune.training.checkpoint import restore, trainable
@@ -122,17 +122,17 @@ def _outside(path: Path) -> Task:
 
 
 def train_one(
-    splits: Splits, name: str, task: str, lr: float, seed: int, cache: PrefixCache | None
-) -> tuple[BayesModel, Session, PrefixCache | None, float]:
-    """Train one configuration; return the model, its session, the cache and the seconds."""
-    method, recipe, _ = TRAINED[name]
+    splits: Splits, method: str, recipe: dict[str, Any], task: str, lr: float, seed: int
+) -> tuple[BayesModel, Session, float]:
+    """Train one configuration; return the model, its session and the seconds."""
     config = merge(SETTINGS, {"train": {"epochs": EPOCHS[task], "lr": lr, "keep": "last"}}, recipe)
     model = build(method, base="smollm2-135m", labels=splits.train, config=config, seed=seed)
-    model.cache = cache or model.new_cache()
+    model.cache = CACHES.get((task, seed)) or model.new_cache()
+    CACHES[task, seed] = model.cache
     session = Session(model, splits.train, splits.val, Journal(None), shown)
     start = time.monotonic()
     session.optimise()
-    return model, session, model.cache, time.monotonic() - start
+    return model, session, time.monotonic() - start
 
 
 def chosen_rate(out: Path, data: Path, task: str, name: str) -> float:
@@ -142,8 +142,7 @@ def chosen_rate(out: Path, data: Path, task: str, name: str) -> float:
         file = out / task / f"lr-{name}-{lr:g}.json"
         if not file.is_file():
             splits = load_splits(data, task, 0)
-            _, session, _, seconds = train_one(splits, name, task, lr, 0, CACHES.get((task, 0)))
-            CACHES[task, 0] = session.model.cache
+            _, session, seconds = train_one(splits, *TRAINED[name][:2], task, lr, 0)
             history = session.history
             best = min(row["val_nll"] for row in history)
             nll = best if TRAINED[name][0] == "polar_vbll" else history[-1]["val_nll"]
@@ -177,10 +176,7 @@ def run_seed(out: Path, data: Path, task: str, seed: int, rates: dict[str, float
         files = {row: out / task / f"seed{seed}-{_slug(row)}.json" for row in rows}
         if all(file.is_file() for file in files.values()):
             continue
-        model, session, cache, seconds = train_one(
-            splits, name, task, lr, seed, CACHES.get((task, seed))
-        )
-        CACHES[task, seed] = cache
+        model, session, seconds = train_one(splits, *TRAINED[name][:2], task, lr, seed)
         last = trainable(model.backbone, model.head)
         states = {"best": session.best_tensors, "last": last}
         read: dict[str, dict[str, torch.Tensor]] = {}
@@ -231,9 +227,9 @@ def finish(
     """Apply one finaliser to a copy of the trained head and score the test set."""
     assert session.val is not None
     head = copy.deepcopy(model.head)
-    if finalizer is _LAPLACE:  # dense while it fits, as the library itself chooses
-        finalizer = replace(finalizer, refresh=covariance_of("auto", head))
     fit_rows = session.rows.features(features["fit"])
+    if finalizer is _LAPLACE:  # dense while it fits, as the library itself chooses
+        finalizer = replace(finalizer, refresh=form_of("auto", head, len(fit_rows)))
     held_out = session.val.features(features["val"])
     recipe = replace(model.recipe, finalize=finalizer)
     head, report = model.method.finalize(head, fit_rows, held_out, recipe, shown)

@@ -135,14 +135,15 @@ def test_a_model_without_density_scores_by_epistemic_uncertainty(make) -> None:
 
 def test_every_kind_of_predictive_can_be_asked_for(make) -> None:
     means = {}
-    for kind in ("sample", "exact", "probit"):
+    for kind in ("sample", "exact", "probit", "laplace_bridge"):
         model = make(predictive=kind)
         assert isinstance(model.head, GaussianHead)
         with torch.no_grad():
             model.head.weight.normal_(generator=torch.Generator().manual_seed(0)).mul_(0.1)
         means[kind] = model.predict(TEXTS).probs
     torch.testing.assert_close(means["sample"], means["exact"], rtol=0, atol=0.01)
-    assert not torch.equal(means["probit"], means["exact"])
+    for kind in ("probit", "laplace_bridge"):
+        assert not torch.equal(means[kind], means["exact"])
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from bayestune.cli import estimate as subject
 from bayestune.cli.estimate import estimate
 from bayestune.data import length_grouped_batches
-from bayestune.training.choose import KAPPAS
+from bayestune.finalize import KAPPAS
 
 WIDTH, CLASSES, LAYERS, RANK = 32, 3, 2, 4
 QUERY, VALUE = 32, 16  # outputs: 4 heads of 8, and 2 for keys and values

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from bayestune.config import Recipe, from_mapping, keys, merge, read_yaml, to_mapping
@@ -162,7 +162,11 @@ def test_a_section_is_a_mapping(section):
         ("adapter.layers", [[0], 1], "text"),
         ("adapter.layers", 0.5, "text"),
         ("revision", 0.5, "text or null"),
-        ("finalize.refresh", False, "'auto' or 'none' or 'diagonal' or 'eigen' or 'block'"),
+        (
+            "finalize.refresh",
+            False,
+            "'auto' or 'none' or 'diagonal' or 'eigen' or 'block' or 'kronecker' or 'full'",
+        ),
     ],
 )
 def test_a_wrong_type_names_the_key_and_what_is_expected(key, value, expected):
@@ -267,7 +271,11 @@ recipes = st.fixed_dictionaries({}, optional={key: strategy(key) for key in keys
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(recipes)
 def test_a_recipe_survives_yaml(flat):
-    recipe = from_mapping(merge(*(nested(key, value) for key, value in flat.items())))
+    try:
+        recipe = from_mapping(merge(*(nested(key, value) for key, value in flat.items())))
+    except ConfigError as error:
+        assert "finalize.ref" in str(error)  # the two keys that can contradict each other
+        assume(False)
     plain = to_mapping(recipe)
     assert to_mapping(from_mapping(plain)) == plain
     assert from_mapping(yaml.safe_load(yaml.safe_dump(plain, sort_keys=False))) == recipe

@@ -19,6 +19,7 @@ from bayestune.finalize import (
     regression_losses,
     regression_predictive,
 )
+from bayestune.finalize.options import PRECISIONS
 from bayestune.head import GaussianHead, LinearHead, Noise
 from bayestune.posterior.regression import RegressionPredictive
 
@@ -141,6 +142,31 @@ def test_the_factor_finds_how_much_too_narrow() -> None:
     narrow = RegressionPredictive(mean[:2], small[:2] / 2, torch.zeros(2))
     likeliest = float(((few.labels[:, 0] - mean[:2]) / 0.05).square().mean().sqrt())
     assert 1.5 < fit_std_factor(narrow, few)[0] < 0.6 * likeliest  # the prior holds two rows back
+
+
+def test_the_evidence_may_choose_the_precision() -> None:
+    fit = rows(60, 0)
+    head = new_head(fit=fit)
+    unit = math.exp(-float(head.log_prior_variance))
+    config = FinalizeConfig(refresh="block", precision="evidence", temperature="none")
+    tried, chosen = finish_regression(head, fit, None, config)
+    assert tried == [chosen]
+    phi, y = fit.phi.double(), fit.labels[:, 0].double()
+
+    def by_hand(value: float) -> float:
+        noise, _, _ = exact(fit, value * unit)
+        covariance = noise**2 * torch.eye(60, dtype=torch.float64) + phi @ phi.T / (value * unit)
+        return float(multivariate_normal(torch.zeros(60), covariance.numpy()).logpdf(y))
+
+    assert chosen.value == max(PRECISIONS, key=by_hand)
+    assert chosen.log_evidence == pytest.approx(by_hand(chosen.value), abs=0.01)
+
+
+def test_what_only_classes_have_is_refused() -> None:
+    fit = rows(20, 0)
+    for options in ({"refit": "ascent"}, {"groups": "feature"}):
+        with pytest.raises(ConfigError, match="about classes"):
+            finish_regression(new_head(), fit, fit, FinalizeConfig(**options))
 
 
 def test_losses_are_in_the_unit_of_the_user() -> None:

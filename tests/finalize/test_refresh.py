@@ -16,8 +16,8 @@ from torch import Tensor
 from bayestune.config import FinalizeConfig, HeadConfig, PredictConfig, Recipe
 from bayestune.errors import ConfigError
 from bayestune.finalize import Features, predictive_at, select
-from bayestune.finalize.laplace import BLOCK_LIMIT, covariance_of, measure_curvature
-from bayestune.finalize.select import PRECISIONS, SCALES
+from bayestune.finalize.options import PRECISIONS, SCALES
+from bayestune.finalize.refresh import BLOCK_LIMIT, REFRESHES, form_of, install, measure
 from bayestune.head import GaussianHead, LinearHead
 from bayestune.methods import parts
 from bayestune.progress import Advance
@@ -101,15 +101,16 @@ def test_the_eigen_covariance_is_the_inverse_of_the_diagonal_in_its_basis(
     torch.testing.assert_close(head.log_scale.double().exp() ** -2, turned, rtol=1e-4, atol=0.0)
 
 
-@pytest.mark.parametrize("covariance", ["block", "eigen", "diagonal"])
-def test_one_measurement_serves_every_precision(rows, gaussian, covariance) -> None:
-    fit, head, phi = rows(40), gaussian(), rows(15, 3).phi
-    curvature = measure_curvature(head, fit, covariance)
+@pytest.mark.parametrize("count", [40, 4])
+@pytest.mark.parametrize("refresh", REFRESHES)
+def test_one_measurement_serves_every_precision(rows, gaussian, refresh, count) -> None:
+    fit, head, phi = rows(count), gaussian(), rows(15, 3).phi
+    form = measure(head.weight, fit, refresh)
     for tau in (0.01, 1.0, 50.0):
         copy = deepcopy(head)
-        curvature.install(copy, tau)
+        install(copy, form, tau)
         torch.testing.assert_close(
-            curvature.variance(phi, tau), copy.moments(phi)[1], rtol=1e-4, atol=1e-7
+            form.variance(phi, tau), copy.moments(phi)[1], rtol=1e-4, atol=1e-5
         )
 
 
@@ -124,10 +125,13 @@ def test_without_data_the_refresh_is_the_prior(rows, gaussian) -> None:
 
 
 def test_auto_takes_dense_blocks_while_they_are_small(gaussian) -> None:
-    assert covariance_of("auto", gaussian()) == "block"
+    assert form_of("auto", gaussian(), 10**6) == "block"
     wide = GaussianHead(in_features=2048, num_classes=BLOCK_LIMIT // 2048**2 + 1)
-    assert covariance_of("auto", wide) == "eigen"
-    assert covariance_of("block", wide) == "block"
+    assert form_of("auto", wide, 10**6) == "eigen"
+    assert form_of("auto", wide, 100) == "block"  # a few rows span little
+    assert form_of("block", wide, 10**6) == "block"
+    with pytest.raises(ConfigError, match="use kronecker"):
+        form_of("full", wide, 10**6)
 
 
 # choosing ---------------------------------------------------------------------------------------

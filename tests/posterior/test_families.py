@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, distributions
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bayestune.posterior import dense, diagonal, eigen, kronecker, low_rank
+from bayestune.posterior import dense, diagonal, eigen, joint, kronecker, low_rank, subspace
 
 K, D = 3, 4
 
@@ -66,6 +66,22 @@ def square(seed: int) -> Tensor:
     return noise / 2 + torch.eye(D)
 
 
+def whole(seed: int) -> Tensor:
+    noise = torch.randn(K * D, K * D, generator=generator(seed), dtype=torch.float64)
+    return noise / 4 + torch.eye(K * D)
+
+
+def spanned(seed: int) -> subspace.Spread:
+    noise = torch.randn(K, 2, 2, generator=generator(seed), dtype=torch.float64)
+    rest = torch.tensor(0.7, dtype=torch.float64)
+    return subspace.Spread(noise / 2 + torch.eye(2), orthogonal(D, seed)[:, :2].contiguous(), rest)
+
+
+def lifted(s: subspace.Spread) -> Tensor:
+    beyond = s.rest**2 * (torch.eye(D) - s.basis @ s.basis.T)
+    return torch.block_diag(*(s.basis @ L @ L.T @ s.basis.T + beyond for L in s.factor))
+
+
 #: A family, a spread of it, and the joint covariance (KD, KD) which that spread states.
 CASES = {
     "diagonal": (diagonal, narrow, lambda s: torch.block_diag(*torch.diag_embed(s**2))),
@@ -89,6 +105,8 @@ CASES = {
     "eigen": (eigen, in_a_basis, rotated),
     "eigen, of classes too": (eigen, in_two_bases, rotated),
     "dense": (dense, square, lambda s: torch.block_diag(*(s @ s.mT).unbind())),
+    "subspace": (subspace, spanned, lifted),
+    "joint": (joint, whole, lambda s: s @ s.T),
 }
 
 
@@ -115,7 +133,7 @@ def like(spread, tensors):
 
 
 def test_families_offer_the_same_functions_in_the_same_order():
-    for module in (diagonal, low_rank, kronecker, eigen, dense):
+    for module in (diagonal, low_rank, kronecker, eigen, dense, subspace, joint):
         names = [
             name
             for name, f in vars(module).items()
@@ -214,6 +232,7 @@ def test_every_family_with_a_diagonal_spread_is_diagonal():
     variance = torch.tensor(0.6, dtype=torch.float64)
     same = {
         dense: torch.diag_embed(s),
+        joint: s.flatten().diag(),
         low_rank: low_rank.Spread(s, s.new_zeros(K, D, 3)),
         eigen: eigen.Spread(s, torch.eye(D, dtype=torch.float64)),
     }
@@ -224,7 +243,7 @@ def test_every_family_with_a_diagonal_spread_is_diagonal():
         torch.testing.assert_close(
             family.kl(m, spread, m0, variance), diagonal.kl(m, s, m0, variance)
         )
-        torch.testing.assert_close(family.marginal_scale(spread), s)
+        torch.testing.assert_close(family.marginal_scale(spread).view_as(s), s)
     rows, columns = s[:, 0], s[0] / s[0, 0]
     product = torch.outer(rows, columns)
     spread = kronecker.Spread(rows, columns.diag())

@@ -11,7 +11,10 @@ from bayestune.errors import ConfigError, DataError, NumericsError
 from bayestune.posterior import Predictive
 from bayestune.posterior.quadrature import expected_softmax
 
-methods = pytest.mark.parametrize("method", ["sample", "exact", "probit"])
+METHODS = ("sample", "exact", "probit", "laplace_bridge")
+methods = pytest.mark.parametrize("method", METHODS)
+# The Laplace bridge does not tend to softmax(μ) for more than two classes.
+converging = pytest.mark.parametrize("method", ["sample", "exact", "probit"])
 
 
 def problem(B: int, K: int, variance: float, seed: int = 0, dtype=torch.float64):
@@ -42,13 +45,13 @@ def check(p: Predictive, K: int) -> None:
 )
 def test_any_moments_give_a_distribution_and_a_split(K, scale, variance, seed):
     mu, var = problem(2, K, variance, seed, torch.float32)
-    for method in ("sample", "exact", "probit"):
+    for method in METHODS:
         check(Predictive.from_moments(scale * mu, var, method=method), K)
     check(Predictive.from_point(scale * mu), K)
     check(Predictive.from_samples(torch.stack([scale * mu, mu])), K)
 
 
-@methods
+@converging
 @pytest.mark.parametrize("K", [2, 5, 77])
 def test_without_variance_it_is_softmax_and_nothing_epistemic(K, method):
     mu, var = problem(6, K, 0.0)
@@ -81,7 +84,7 @@ def test_against_a_million_draws(method, variance):
 def test_the_fixed_draws_are_far_better_than_random_ones(K, p_limit, mi_limit):
     mu, var = problem(40, K, 2.0)
     exact = Predictive.from_moments(mu, var, method="exact")
-    sampled = Predictive.from_moments(mu, var)
+    sampled = Predictive.from_moments(mu, var, method="sample")
     p_error = (sampled.probs - exact.probs).square().sum(-1).mean().sqrt()
     mi_error = (sampled.epistemic - exact.epistemic).square().mean().sqrt()
     assert p_error < p_limit
@@ -181,13 +184,13 @@ def test_masked_classes_do_not_exist_for_points_and_samples():
 def test_one_remaining_class_is_certain():
     mu, var = problem(2, 4, 3.0)
     mask = torch.tensor([False, True, False, False]).expand(2, 4)
-    for method in ("sample", "exact", "probit"):
+    for method in METHODS:
         p = Predictive.from_moments(mu, var, method=method, mask=mask)
         torch.testing.assert_close(p.probs[:, 1], torch.ones(2, dtype=torch.float64))
         assert p.entropy.max() < 1e-6
 
 
-@methods
+@converging
 def test_extreme_moments(method):
     big = torch.tensor([[1e4, -1e4, 0.0], [1e4, 1e4, -1e4], [0.0, 0.0, 0.0], [3e4, 1e4, 2e4]])
     for v in (0.0, 1.0, 1e4):
@@ -217,17 +220,15 @@ def test_two_classes_take_the_difference_and_the_race_agrees():
     torch.testing.assert_close(p.aleatoric, aleatoric, rtol=0, atol=2e-6)
 
 
-def test_probit_is_the_stated_closed_form():
-    mu, var = problem(5, 4, 0.2)
-    p = Predictive.from_moments(mu, var, method="probit")
-    centred = mu - mu.mean(-1, keepdim=True)
-    probs = (centred / (1 + torch.pi / 8 * var).sqrt()).softmax(-1)
-    torch.testing.assert_close(p.probs, probs)
-    entropy = -(probs * probs.log()).sum(-1)
-    second = 0.5 * ((probs * var).sum(-1) - (probs**2 * var).sum(-1))
-    torch.testing.assert_close(p.epistemic, entropy * second / (entropy + second))
-    exact = Predictive.from_moments(mu, var, method="exact")
-    assert (p.epistemic - exact.epistemic).abs().max() < 0.02
+def test_by_default_two_classes_are_exact_and_more_are_sampled():
+    for K, method in ((2, "exact"), (3, "sample")):
+        mu, var = problem(5, K, 3.0)
+        p = Predictive.from_moments(mu, var)
+        assert torch.equal(p.probs, Predictive.from_moments(mu, var, method=method).probs)
+    mu, var = problem(5, 2, 3.0)
+    asked = Predictive.from_moments(mu, var, samples=64)
+    sampled = Predictive.from_moments(mu, var, method="sample", samples=64)
+    assert torch.equal(asked.probs, sampled.probs)
 
 
 def test_from_samples_averages_probabilities_and_splits_their_entropy():
@@ -278,7 +279,7 @@ def test_predictions_can_be_trained_after_inference_mode():
     mu, var = problem(2, 3, 1.0)
     with torch.inference_mode():
         Predictive.from_moments(mu, var, samples=8, seed=123)
-    for method in ("sample", "exact", "probit"):
+    for method in METHODS:
         m, v = mu.clone().requires_grad_(), var.clone().requires_grad_()
         p = Predictive.from_moments(m, v, method=method, samples=8, seed=123)
         p.probs[:, 0].log().sum().backward()
@@ -289,7 +290,7 @@ def test_predictions_can_be_trained_after_inference_mode():
 
 def test_an_empty_batch():
     empty = torch.zeros(0, 4)
-    for method in ("sample", "exact", "probit"):
+    for method in METHODS:
         assert Predictive.from_moments(empty, empty, method=method).probs.shape == (0, 4)
 
 
@@ -297,6 +298,8 @@ def test_bad_input_is_an_error_that_says_so():
     mu, var = problem(2, 3, 1.0)
     with pytest.raises(ConfigError, match="Did you mean 'sample'"):
         Predictive.from_moments(mu, var, method="smaple")
+    with pytest.raises(DataError, match=r"\(2, 3\) and their variances \(2, 2\)"):
+        Predictive.from_moments(mu, var[:, :2])
     with pytest.raises(NumericsError, match="negative"):
         Predictive.from_moments(mu, -var)
     bad = mu.clone()

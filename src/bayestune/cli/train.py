@@ -227,6 +227,8 @@ def _choices(chosen: Mapping[str, Any]) -> str:
             words.append(f"covariance as trained, its scale × {chosen['value']:.3g}")
         case "refreshed":
             words.append(f"covariance refreshed at precision {chosen['value']:.3g}")
+        case "ascended":
+            words.append(f"posterior refitted at KL weight {chosen['value']:.3g}")
     if "noise" in chosen:
         noise = chosen["noise"]
         words.append(f"{noise['kind']} noise of deviation {noise['std']:.3g}")

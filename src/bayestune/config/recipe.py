@@ -66,6 +66,7 @@ class TrainConfig:
     weight_decay: float = 0.0  # decoupled, on Euclidean adapter parameters (never on X, Y)
     kl: float | Literal["auto"] = "auto"  # κ: the KL weighs κ/N; auto: by held-out likelihood
     head_steps: int = 1  # head updates per adapter update, all on the same backbone pass
+    deviations: Literal["adam", "natural"] = "adam"  # step of the posterior's log deviations
     schedule: Literal["alternate", "joint"] = "alternate"
     class_weights: Literal["none", "balanced"] | str = "none"  # or name=weight,name=weight
     hold_out: float = 0.1  # share of the training rows held out where no validation set is given
@@ -91,8 +92,11 @@ class FinalizeConfig:
     """What is done to the posterior once, after training, on cached features."""
 
     #: Laplace covariance at the mean
-    refresh: Literal["auto", "none", "diagonal", "eigen", "block"] = "auto"
-    precision: float | Literal["auto"] = "auto"  # of the refresh, in units of the prior's precision
+    refresh: Literal["auto", "none", "diagonal", "eigen", "block", "kronecker", "full"] = "auto"
+    refit: Literal["none", "mode", "ascent"] = "none"  # whether the mean moves with the covariance
+    #: of the refresh, in units of the prior's precision; evidence: by the training labels alone
+    precision: float | Literal["auto", "evidence"] = "auto"
+    groups: Literal["shared", "class", "feature"] = "shared"  # weights that share the evidence's
     scale: float | Literal["auto"] = "auto"  # factor on the trained standard deviations
     temperature: float | Literal["auto", "none"] = "auto"  # auto: by held-out likelihood
 
@@ -105,6 +109,25 @@ class FinalizeConfig:
                 value,
                 "'auto' or a positive number",
             )
+        _check(
+            self.refit == "none" or self.refresh != "none",
+            "finalize.refit",
+            self.refit,
+            "'none' where finalize.refresh is 'none': the mean moves with a new covariance",
+        )
+        _check(
+            self.refit != "ascent" or self.refresh not in ("kronecker", "full"),
+            "finalize.refresh",
+            self.refresh,
+            "auto, diagonal, eigen or block with finalize.refit=ascent, whose classes are "
+            "independent",
+        )
+        _check(
+            self.groups == "shared" or self.refresh in ("auto", "block"),
+            "finalize.refresh",
+            self.refresh,
+            "auto or block with finalize.groups, whose precisions go into dense class blocks",
+        )
 
 
 @dataclass(frozen=True)
@@ -124,7 +147,8 @@ class CacheConfig:
 class PredictConfig:
     """How logit moments become probabilities."""
 
-    predictive: Literal["sample", "exact", "probit"] = "sample"
+    #: auto: exact for two classes, sample for more
+    predictive: Literal["auto", "sample", "exact", "probit", "laplace_bridge"] = "auto"
     samples: int | Literal["auto"] = "auto"  # logit-space samples; they cost no backbone pass
 
     def __post_init__(self) -> None:

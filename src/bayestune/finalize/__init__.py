@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bayestune.finalize.features import Features
-from bayestune.finalize.laplace import REFRESHES
+from bayestune.finalize.options import KAPPAS
+from bayestune.finalize.refresh import REFRESHES
 from bayestune.finalize.regression import (
     finish_regression,
     fit_std_factor,
@@ -20,6 +21,7 @@ from bayestune.finalize.temperature import (
 )
 
 __all__ = [
+    "KAPPAS",
     "REFRESHES",
     "Candidate",
     "Features",

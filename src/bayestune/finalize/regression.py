@@ -15,17 +15,14 @@ from torch import Tensor
 from bayestune.config import FinalizeConfig
 from bayestune.errors import ConfigError
 from bayestune.finalize.features import Features
-from bayestune.finalize.line import minimise
-from bayestune.finalize.select import Candidate, best, given, grid, require_held_out
-from bayestune.finalize.temperature import best_temperature
+from bayestune.finalize.options import Kind, grid, precision_cost
+from bayestune.finalize.refit import Refit
+from bayestune.finalize.select import Candidate, require_held_out
+from bayestune.finalize.temperature import best_temperature, clearly_worse
 from bayestune.head import GaussianHead, LinearHead, Noise
 from bayestune.metrics import regression_nll
-from bayestune.posterior.conjugate import LinearRegression
 from bayestune.posterior.regression import RegressionPredictive
 from bayestune.progress import Progress, silent
-
-#: Binary logarithms of σ in which the evidence is searched, first step and last one.
-_RANGE, _STEP, _FINE = (-16.0, 4.0), 0.5, 0.005
 
 
 def regression_predictive(head: GaussianHead | LinearHead, phi: Tensor) -> RegressionPredictive:
@@ -103,18 +100,18 @@ def finish_regression(
     if isinstance(head, LinearHead):
         point = _point(head, held_out, config)
         return [point], point
-    refit = None if config.refresh == "none" else _Refit(head, noise, fit, config.refresh)
-    choices = list(grid(config))
+    refit = None if config.refresh == "none" else Refit(head, noise, fit, config.refresh)
+    choices = _choices(config, refit)
     if held_out is None:
         require_held_out(config)
-        only = Candidate(*choices[0], given(config.temperature), None)
+        only = Candidate(*choices[0], _given(config), None, _evidence(refit, *choices[0]))
         _install(head, refit, only)
         return [only], only
     with torch.no_grad():
         mu, var = head.moments(held_out.phi)
         noise_var = noise.variance(held_out.phi)
     losses: dict[Candidate, Tensor] = {}
-    temperature = given(config.temperature)
+    temperature = _given(config)
     with progress("choosing the covariance", len(choices)) as advance:
         for kind, value in choices:
             if kind == "refreshed" and refit is not None:
@@ -125,70 +122,55 @@ def finish_regression(
             if config.temperature == "auto":
                 temperature, _ = fit_std_factor(predictive, held_out, temperature)
             loss = regression_losses(predictive, held_out, temperature)
-            losses[Candidate(kind, value, temperature, float(loss.mean()))] = loss
+            nll, evidence = float(loss.mean()), _evidence(refit, kind, value)
+            losses[Candidate(kind, value, temperature, nll, evidence)] = loss
             advance(1)
-    chosen = best(losses)
+    chosen = _best(losses)
     _install(head, refit, chosen)
     return list(losses), chosen
 
 
-class _Refit:
-    """The exact posterior of the last layer at every prior precision, in units of the prior's.
+def _choices(config: FinalizeConfig, refit: Refit | None) -> list[tuple[Kind, float]]:
+    """Return kind and value of all posteriors that a recipe leaves open.
 
-    What the noise knows about single rows is taken from the trained posterior.
+    Raises:
+        ConfigError: if the recipe asks for what only classes have.
     """
+    if config.refit == "ascent" or config.groups != "shared":
+        raise ConfigError(
+            "finalize.refit=ascent and finalize.groups are about classes: a number's refreshed "
+            "posterior is exact already, with one precision."
+        )
+    found = grid(config, 1.0)
+    if config.precision == "evidence" and refit is not None:
+        refreshed = [option for option in found if option[0] == "refreshed"]
+        likeliest = max(refreshed, key=lambda option: refit.log_evidence(option[1]))
+        return [option for option in found if option[0] == "trained"] + [likeliest]
+    return found
 
-    def __init__(self, head: GaussianHead, noise: Noise, fit: Features, refresh: str) -> None:
-        self.head, self.noise, self.diagonal = head, noise, refresh == "diagonal"
-        self.unit = float(torch.exp(-head.log_prior_variance))
-        self.trained = float(noise.log_scale.detach().exp())
-        with torch.no_grad():
-            mu, var = head.moments(fit.phi)
-            weights = noise.row_weights(fit.phi, mu, var, fit.labels)
-        self.rows = LinearRegression.of(fit.phi, fit.labels[:, 0], weights[:, 0])
-        self._sigma: dict[float, float] = {}
 
-    def sigma(self, value: float) -> float:
-        """Return the scale of the noise of maximum evidence at a precision."""
-        if value not in self._sigma:
-            found: dict[float, float] = {}
+def _evidence(refit: Refit | None, kind: Kind, value: float) -> float | None:
+    return refit.log_evidence(value) if kind == "refreshed" and refit is not None else None
 
-            def loss(log2: float) -> float:
-                if log2 not in found:
-                    evidence = self.rows.log_evidence(2.0**log2, value * self.unit)
-                    found[log2] = -float(evidence) / self.rows.count
-                return found[log2]
 
-            start = math.log2(self.trained)
-            self._sigma[value] = 2.0 ** minimise(loss, start, _STEP, _FINE, _RANGE)
-        return self._sigma[value]
+def _best(losses: dict[Candidate, Tensor]) -> Candidate:
+    """Return the likeliest; the trained covariance only where the refreshed is clearly worse."""
 
-    def moments(self, value: float) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviations (in the basis) at a precision, each ``(D,)``."""
-        given = self.sigma(value), value * self.unit
-        form = self.rows.diagonal_scale if self.diagonal else self.rows.scale
-        return self.rows.mean(*given), form(*given)
+    def cost(candidate: Candidate) -> float:
+        trained = candidate.covariance == "trained"
+        precision = candidate.value**-2 if trained else candidate.value
+        return float(losses[candidate].sum()) + precision_cost(precision)
 
-    def predictive(self, phi: Tensor, value: float) -> RegressionPredictive:
-        """Return the predictive of features ``(B, D)`` at a precision."""
-        mean, scale = self.moments(value)
-        rows = phi.double()
-        turned = rows if self.diagonal else rows @ self.rows.basis
-        mu, var = rows @ mean[:, None], turned.square() @ scale.square()[:, None]  # (B, 1)
-        with torch.no_grad():
-            noise = self.noise.variance(phi).double() * (self.sigma(value) / self.trained) ** 2
-        return RegressionPredictive.from_moments(mu, var, noise, self.noise.dof)
+    refreshed = [c for c in losses if c.covariance == "refreshed"]
+    trained = [c for c in losses if c.covariance == "trained"]
+    if not (refreshed and trained):
+        return min(losses, key=cost)
+    best, other = min(refreshed, key=cost), min(trained, key=cost)
+    return other if clearly_worse(losses[best], losses[other]) else best
 
-    @torch.no_grad()
-    def install(self, value: float) -> None:
-        """Give the head mean, covariance and noise at a precision."""
-        mean, scale = self.moments(value)
-        self.head.weight.copy_(mean[None])
-        if self.diagonal:
-            self.head.set_spread("diagonal", log_scale=scale.log()[None])
-        else:
-            self.head.set_spread("eigen", log_scale=scale.log()[None], basis=self.rows.basis)
-        self.noise.log_scale.fill_(math.log(self.sigma(value)))
+
+def _given(config: FinalizeConfig) -> float:
+    return 1.0 if isinstance(config.temperature, str) else float(config.temperature)
 
 
 def _noise(head: GaussianHead | LinearHead) -> Noise:
@@ -199,7 +181,7 @@ def _noise(head: GaussianHead | LinearHead) -> Noise:
 
 def _point(head: LinearHead, held_out: Features | None, config: FinalizeConfig) -> Candidate:
     if config.temperature != "auto":
-        return Candidate("trained", 1.0, given(config.temperature), None)
+        return Candidate("trained", 1.0, _given(config), None)
     if held_out is None:
         raise ConfigError(
             "finalize.temperature=auto is fitted on held-out rows: give a validation set or "
@@ -209,7 +191,7 @@ def _point(head: LinearHead, held_out: Features | None, config: FinalizeConfig) 
     return Candidate("trained", 1.0, temperature, nll)
 
 
-def _install(head: GaussianHead, refit: _Refit | None, chosen: Candidate) -> None:
+def _install(head: GaussianHead, refit: Refit | None, chosen: Candidate) -> None:
     if chosen.covariance == "refreshed" and refit is not None:
         refit.install(chosen.value)
     elif chosen.value != 1.0:

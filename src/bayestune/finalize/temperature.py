@@ -31,7 +31,7 @@ def predictive_at(
 
     Args:
         mu: logit means ``(N, K)``.
-        var: logit variances ``(N, K)``; None for a point method.
+        var: logit variances ``(N, K)`` or covariances ``(N, K, K)``; None for a point method.
         temperature: T.
         mask: which classes exist ``(N, K)``.
         config: how logits become probabilities; the recipe's default where absent.
@@ -90,7 +90,7 @@ def fit_temperature(
 
     Args:
         mu: logit means of held-out rows ``(N, K)``.
-        var: their variances ``(N, K)``; None for a point method.
+        var: their variances ``(N, K)`` or covariances ``(N, K, K)``; None for a point method.
         labels: ``(N,)``.
         mask: which classes exist ``(N, K)``.
         config: how logits become probabilities; the recipe's default where absent.

@@ -1,7 +1,8 @@
 """The covariance families a head can hold: which tensors, how they start, what they mean.
 
-Whatever the family, ``log_scale`` is the logarithm of standard deviations and ``factor`` carries
-the unit of a weight: dividing all logits by T subtracts log T from the one and divides the other.
+Whatever the family, ``log_scale`` and ``log_rest`` are logarithms of standard deviations, and
+``factor`` and ``root`` carry the unit of a weight: dividing all logits by T subtracts log T from
+the former and divides the latter by T.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from bayestune.posterior import dense, diagonal, eigen, kronecker, low_rank
+from bayestune.posterior import dense, diagonal, eigen, joint, kronecker, low_rank, subspace
 
-Name = Literal["diagonal", "low_rank", "kronecker", "eigen", "dense"]
+Name = Literal[
+    "diagonal", "low_rank", "kronecker", "eigen", "dense", "subspace", "coupled", "joint"
+]
+Start = Callable[[int, int, int, float], dict[str, Tensor]]
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -26,14 +30,17 @@ class Family(NamedTuple):
     Attributes:
         posterior: its mathematics.
         shapes: names and shapes of its tensors for K classes, D features and R columns.
-        start: its tensors at one initial standard deviation s: an isotropic covariance s² I.
         spread: what the mathematics takes, made of the tensors.
+        start: its tensors at one initial standard deviation s, an isotropic covariance s² I; None
+            for a family that only a refresh brings.
+        correlated: whether the logits of different classes are.
     """
 
     posterior: ModuleType
     shapes: Callable[[int, int, int], Shapes]
-    start: Callable[[int, int, int, float], dict[str, Tensor]]
     spread: Callable[[Mapping[str, Tensor]], Any]
+    start: Start | None = None
+    correlated: bool = False
 
 
 def _log_scale(K: int, D: int, s: float) -> Tensor:
@@ -51,37 +58,56 @@ FAMILIES: dict[Name, Family] = {
     "diagonal": Family(
         diagonal,
         lambda K, D, R: {"log_scale": (K, D)},
-        lambda K, D, R, s: {"log_scale": _log_scale(K, D, s)},
         lambda t: t["log_scale"].exp(),
+        lambda K, D, R, s: {"log_scale": _log_scale(K, D, s)},
     ),
     "low_rank": Family(
         low_rank,
         lambda K, D, R: {"log_scale": (K, D), "factor": (K, D, R)},
-        _small_columns,
         lambda t: low_rank.Spread(t["log_scale"].exp(), t["factor"]),
+        _small_columns,
     ),
     "kronecker": Family(
         kronecker,
         lambda K, D, R: {"log_classes": (K,), "factor": (D, D)},
-        lambda K, D, R, s: {"log_classes": torch.zeros(K), "factor": s * torch.eye(D)},
         lambda t: kronecker.Spread(t["log_classes"].exp(), t["factor"]),
+        lambda K, D, R, s: {"log_classes": torch.zeros(K), "factor": s * torch.eye(D)},
     ),
     "eigen": Family(
         eigen,
         lambda K, D, R: {"log_scale": (K, D), "basis": (D, D)},
-        lambda K, D, R, s: {"log_scale": _log_scale(K, D, s), "basis": torch.eye(D)},
         lambda t: eigen.Spread(t["log_scale"].exp(), t["basis"]),
+        lambda K, D, R, s: {"log_scale": _log_scale(K, D, s), "basis": torch.eye(D)},
     ),
     "dense": Family(
         dense,
         lambda K, D, R: {"factor": (K, D, D)},
-        lambda K, D, R, s: {"factor": s * torch.eye(D).repeat(K, 1, 1)},
         lambda t: t["factor"],
+        lambda K, D, R, s: {"factor": s * torch.eye(D).repeat(K, 1, 1)},
+    ),
+    "subspace": Family(
+        subspace,
+        lambda K, D, R: {"factor": (K, R, R), "basis": (D, R), "log_rest": ()},
+        lambda t: subspace.Spread(t["factor"], t["basis"], t["log_rest"].exp()),
+    ),
+    "coupled": Family(
+        eigen,
+        lambda K, D, R: {"log_scale": (K, D), "basis": (D, D), "classes": (K, K)},
+        lambda t: eigen.Spread(t["log_scale"].exp(), t["basis"], t["classes"]),
+        correlated=True,
+    ),
+    "joint": Family(
+        joint,
+        lambda K, D, R: {"root": (K * D, K * D)},
+        lambda t: t["root"],
+        correlated=True,
     ),
 }
 
+#: Families that are trained; the others come with a refresh.
+TRAINED = tuple(name for name, family in FAMILIES.items() if family.start)
 #: Tensors that are measured and not trained.
-MEASURED = frozenset({"basis"})
+MEASURED = frozenset({"basis", "classes"})
 
 
 def eigenbasis(features: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bayestune.errors import ConfigError, ModelError, nearest
 from bayestune.head import checks, energy
-from bayestune.head.families import FAMILIES, MEASURED, Name, eigenbasis
+from bayestune.head.families import FAMILIES, MEASURED, TRAINED, Name, eigenbasis
 from bayestune.head.precision import full_precision, no_autocast
 from bayestune.posterior import bounds
 
@@ -93,8 +93,8 @@ class GaussianHead(nn.Module):
         super().__init__()
         if prior not in get_args(Prior):
             raise ConfigError(f"Unknown prior {prior!r}.{nearest(prior, get_args(Prior))}")
-        if covariance not in FAMILIES:
-            raise ConfigError(f"Unknown covariance {covariance!r}.{nearest(covariance, FAMILIES)}")
+        if covariance not in TRAINED:
+            raise ConfigError(f"Unknown covariance {covariance!r}.{nearest(covariance, TRAINED)}")
         if bound not in get_args(Bound):
             raise ConfigError(f"Unknown bound {bound!r}.{nearest(bound, get_args(Bound))}")
         if (prior == "pretrained") != (rows is not None):
@@ -174,9 +174,16 @@ class GaussianHead(nn.Module):
             return h @ self.weight.T
 
     def moments(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and variance of the logits, each ``(..., K)``, for features ``(..., D)``."""
+        """Return mean and variance of the logits for features ``(..., D)``.
+
+        Returns:
+            Means ``(..., K)``, and variances ``(..., K)``, or covariances ``(..., K, K)`` where the
+            family correlates the classes.
+        """
         h = full_precision(h, self.weight)
         with no_autocast(h):
+            if FAMILIES[self.family].correlated:
+                return h @ self.weight.T, self._posterior.logit_covariance(h, self.spread)
             return self._posterior.logit_moments(h, self.weight, self.spread)
 
     def bound(
@@ -200,6 +207,11 @@ class GaussianHead(nn.Module):
         """
         if self.noise is None:
             checks.require_classes(self.num_classes)
+        if FAMILIES[self.family].correlated:
+            raise ModelError(
+                f"The {self.family} covariance couples the classes and came with a refresh; no "
+                "bound is trained on it. set_feature_energy starts the trained family anew."
+            )
         mu, var = self.moments(h)
         with no_autocast(mu):
             if self.noise is not None:
@@ -252,9 +264,9 @@ class GaussianHead(nn.Module):
         """Multiply all standard deviations of the posterior by a positive number."""
         checks.require_positive("factor", factor)
         for name, tensor in self._spread_tensors().items():
-            if name == "log_scale":
+            if name in ("log_scale", "log_rest"):
                 tensor.add_(math.log(factor))
-            elif name == "factor":
+            elif name in ("factor", "root"):
                 tensor.mul_(factor)
 
     @torch.no_grad()
@@ -305,7 +317,8 @@ class GaussianHead(nn.Module):
         self.log_prior_variance.fill_(math.log(variance))
         start = energy.initial_scale(value, self.init_scale)
         sizes = self.num_classes, self.in_features, self.columns
-        self._install(self.covariance, FAMILIES[self.covariance].start(*sizes, start))
+        tensors = FAMILIES[self.covariance].start(*sizes, start)  # pyright: ignore[reportOptionalCall]
+        self._install(self.covariance, tensors)
 
     @torch.no_grad()
     def _install(self, family: Name, tensors: Mapping[str, Tensor]) -> None:

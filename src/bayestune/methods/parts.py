@@ -125,7 +125,9 @@ def finalize(
             std = float(head.noise.variance(fit.phi).mean().sqrt()) * temperature * fit.unit
         report["noise"] = {"kind": head.noise.kind, "std": std, "dof": head.noise.dof}
     elif isinstance(head, GaussianHead):
-        tried, chosen = select(head, fit, held_out, config, recipe.predict, progress)
+        tried, chosen = select(
+            head, fit, held_out, config, recipe.predict, progress, kl=recipe.train.kl
+        )
         report = {**vars(chosen), "family": head.family, "tried": [vars(c) for c in tried]}
         temperature = chosen.temperature
     elif config.temperature == "auto":

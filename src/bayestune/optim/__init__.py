@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bayestune.optim.factory import build, for_trainer
 from bayestune.optim.groups import param_groups
+from bayestune.optim.natural import step_deviations
 from bayestune.optim.stiefel_adam import StiefelAdam
 
-__all__ = ["StiefelAdam", "build", "for_trainer", "param_groups"]
+__all__ = ["StiefelAdam", "build", "for_trainer", "param_groups", "step_deviations"]

@@ -5,15 +5,20 @@ from __future__ import annotations
 from bayestune.posterior import (
     bounds,
     conjugate,
+    curvature,
     dense,
     diagonal,
     eigen,
+    evidence,
+    joint,
     kronecker,
     laplace,
     low_rank,
     regression,
+    subspace,
 )
 from bayestune.posterior.ascent import Ascent, ascend
+from bayestune.posterior.mode import mode
 from bayestune.posterior.predictive import Predictive
 
 __all__ = [
@@ -22,11 +27,16 @@ __all__ = [
     "ascend",
     "bounds",
     "conjugate",
+    "curvature",
     "dense",
     "diagonal",
     "eigen",
+    "evidence",
+    "joint",
     "kronecker",
     "laplace",
     "low_rank",
+    "mode",
     "regression",
+    "subspace",
 ]

@@ -2,15 +2,16 @@
 
 Of the κ-weighted evidence lower bound
 
-    L(M, s) = Σ_n ω_n b(μ_n, v_n; y_n) − κ KL(q ‖ p),   μ_n = Mφ_n,  v_nk = Σ_d s_kd² (Qᵀφ_n)_d²
+    L(M, S) = Σ_n ω_n b(μ_n, v_n; y_n) − κ KL(q ‖ p),   μ_n = Mφ_n,  v_nk = φ_nᵀS_kφ_n
 
-the mean given the variances is a concave problem (L-BFGS), and the variances given the mean have
+the mean given the variances is a concave problem (L-BFGS), and the covariance given the mean has
 the fixed point
 
-    s_kd⁻² = 1/σ₀² + (1/κ) Σ_n ω_n c_nk (Qᵀφ_n)_d²,   c_nk = −2 ∂b/∂v_nk
+    S_k⁻¹ = I/σ₀² + (1/κ) Σ_n ω_n c_nk φ_nφ_nᵀ,   c_nk = −2 ∂b/∂v_nk
 
 whatever the bound b: c is p̃ = softmax(μ + ½v) for Jensen's, a(1 − a) for the tilted one at its
-best tilt a, E p(1 − p) for the expectation itself. Q is any orthogonal basis, one for all classes.
+best tilt a, E p(1 − p) for the expectation itself. It has the form of a Laplace posterior with
+other curvatures of the rows, and a step towards it, linear in c, is one of natural gradient.
 """
 
 from __future__ import annotations
@@ -21,11 +22,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bayestune.posterior import eigen
+from bayestune.posterior import dense, diagonal, eigen, subspace
+from bayestune.posterior.laplace import Block, Diagonal, Eigen, Span
+from bayestune.posterior.mode import basis_of, mode
 
 Bound = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
 
 _HALVINGS = 6
+_KL = {Diagonal: diagonal.kl, Eigen: eigen.kl, Block: dense.kl, Span: subspace.kl}
 
 
 @dataclass(frozen=True)
@@ -34,12 +38,12 @@ class Ascent:
 
     Attributes:
         mean: posterior mean M, ``(K, D)``.
-        spread: the posterior's spread in the basis.
+        form: what the data add to the prior's precision 1/σ₀²; its spread there is S.
         bounds: the bound L in nats after every round, never falling.
     """
 
     mean: Tensor
-    spread: eigen.Spread
+    form: Diagonal | Eigen | Block | Span
     bounds: tuple[float, ...]
 
 
@@ -47,7 +51,7 @@ def ascend(
     phi: Tensor,
     labels: Tensor,
     mean: Tensor,
-    spread: eigen.Spread,
+    form: type[Diagonal] | type[Eigen] | type[Block] | type[Span],
     prior_mean: Tensor,
     prior_variance: Tensor,
     bound: Bound,
@@ -60,11 +64,14 @@ def ascend(
 ) -> Ascent:
     """Alternate exact mean and covariance updates until the bound stands still.
 
+    The covariance starts at its fixed point for variances of zero.
+
     Args:
         phi: features, ``(N, D)``.
         labels: class indices, ``(N,)``.
         mean: where the mean starts, ``(K, D)``.
-        spread: where the covariance starts; its basis stays.
+        form: which covariance: of the diagonal, of the eigenbasis at the start, or of blocks
+            (in the rows' span).
         prior_mean: prior mean, ``(K, D)``.
         prior_variance: prior variance σ₀², a scalar.
         bound: one of `posterior.bounds`.
@@ -75,67 +82,61 @@ def ascend(
         tolerance: stop when a round adds less than this per row, in nats.
 
     Returns:
-        Mean, spread and the bound after every round.
+        Mean, covariance and the bound after every round.
 
     Source: Harrison et al., Variational Bayesian last layers (arXiv 2404.11599), for the bound; the
     fixed point is its stationarity in the covariance.
     """
-    turned = (phi @ spread.features).square()  # (N, D)
     omega = phi.new_ones(len(phi)) if weights is None else weights
+    precision = 1 / prior_variance
+    rotation = basis_of(phi)
 
-    def likelihood(mean: Tensor, var: Tensor) -> Tensor:
-        return omega @ bound(phi @ mean.T, var, labels, mask)
+    def likelihood(mu: Tensor, var: Tensor) -> Tensor:
+        return omega @ bound(mu, var, labels, mask)
 
-    def objective(mean: Tensor, scale: Tensor) -> float:
-        divergence = eigen.kl(mean, spread._replace(scale=scale), prior_mean, prior_variance)
-        return float(likelihood(mean, turned @ scale.square().T) - kappa * divergence)
+    def covariance(c: Tensor) -> Diagonal | Eigen | Block | Span:
+        if form is Eigen:
+            return Eigen(c.T @ (phi @ rotation[1]).square(), rotation[1])
+        return form.of(phi, c)
 
-    def best_mean(start: Tensor, scale: Tensor) -> Tensor:
-        var = turned @ scale.square().T  # (N, K)
+    def objective(mean: Tensor, now: Diagonal | Eigen | Block | Span) -> float:
+        spread = now.spread(precision)
+        divergence = _KL[form](mean, spread, prior_mean, prior_variance)  # pyright: ignore
+        return float(likelihood(phi @ mean.T, now.variance(phi, precision)) - kappa * divergence)
 
-        def loss(mean: Tensor) -> Tensor:
-            distance = (mean - prior_mean).square().sum() / (2 * prior_variance)
-            return kappa * distance - likelihood(mean, var)
-
-        return _minimum(loss, start)
-
-    def fixed_point(mean: Tensor, scale: Tensor) -> Tensor:
+    def goal(mean: Tensor, var: Tensor) -> Tensor:
         with torch.enable_grad():
-            var = (turned @ scale.square().T).requires_grad_()
-            (slope,) = torch.autograd.grad(likelihood(mean, var), var)
-        return (1 / prior_variance + (-2 / kappa) * slope.T @ turned).rsqrt()
+            var = var.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(likelihood(phi @ mean.T, var), var)
+        return (-2 / kappa) * slope  # (N, K)
 
-    mean, scale = mean.detach(), spread.scale.detach()
-    found = [objective(mean, scale)]
     with torch.no_grad():
+        mean = mean.detach()
+        c = goal(mean, phi.new_zeros(len(phi), len(mean)))
+        now = covariance(c)
+        found = [objective(mean, now)]
         for _ in range(rounds):
-            moved = best_mean(mean, scale)
-            if objective(moved, scale) >= found[-1]:
+            var = now.variance(phi, precision)
+
+            def fit(mu: Tensor, var: Tensor = var) -> Tensor:
+                return likelihood(mu, var) / kappa
+
+            moved = mode(phi, mean, prior_mean, float(precision), fit, basis=rotation)
+            reached = objective(moved, now)
+            if reached >= found[-1]:
                 mean = moved
-            reached = objective(mean, scale)
-            goal = fixed_point(mean, scale)
+            else:
+                reached = found[-1]
+            target = goal(mean, var)
             # The fixed point may overshoot; somewhere on the way to it the bound is higher.
             for halving in range(_HALVINGS):
-                tried = torch.lerp(scale.log(), goal.log(), 0.5**halving).exp()
-                if objective(mean, tried) >= reached:
-                    scale = tried
+                tried = torch.lerp(c, target, 0.5**halving)
+                there = covariance(tried)
+                value = objective(mean, there)
+                if value >= reached:
+                    c, now, reached = tried, there, value
                     break
-            found.append(objective(mean, scale))
+            found.append(reached)
             if found[-1] - found[-2] < tolerance * len(phi):
                 break
-    return Ascent(mean, spread._replace(scale=scale), tuple(found))
-
-
-def _minimum(loss: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
-    x = start.clone().requires_grad_()
-    optimiser = torch.optim.LBFGS([x], max_iter=50, history_size=10, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimiser.zero_grad()
-        value = loss(x)
-        value.backward()
-        return value
-
-    with torch.enable_grad():
-        optimiser.step(closure)
-    return x.detach()
+    return Ascent(mean, now, tuple(found))

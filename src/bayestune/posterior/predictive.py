@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from bayestune.errors import ConfigError, DataError, NumericsError, nearest
-from bayestune.posterior.normals import default_samples, fixed_normals
+from bayestune.posterior.closed_form import laplace_bridge, probit
+from bayestune.posterior.logits import contrast_variances, present, variances
+from bayestune.posterior.normals import default_samples
 from bayestune.posterior.quadrature import expected_sigmoid, expected_softmax
+from bayestune.posterior.sampling import sampled_softmax
 
-Method = Literal["sample", "exact", "probit"]
+Method = Literal["auto", "sample", "exact", "probit", "laplace_bridge"]
 
-# Stands for −∞ in a logit: exp gives exactly 0, and 0 times it is 0 and not NaN.
-_ABSENT = -1e30
+_NUMBERS = 2**20  # of the moments or draws handled at once: rows are independent
 
 
 @dataclass(frozen=True)
@@ -47,29 +48,29 @@ class Predictive:
         mu: Tensor,
         var: Tensor,
         *,
-        method: Method = "sample",
+        method: Method = "auto",
         samples: int | None = None,
         seed: int = 0,
         mask: Tensor | None = None,
     ) -> Predictive:
-        """Predict from independent Gaussian logits z_k ~ N(μ_k, v_k).
+        """Predict from Gaussian logits z ~ N(μ, Σ), independent ones given by their variances.
 
-        ``"sample"`` averages softmax over one fixed set of low-discrepancy draws; a row's result
-        does not depend on its batch, and renaming the classes does nothing but rename them.
-        ``"exact"`` integrates numerically (two classes: over their difference, otherwise the
-        Gumbel race of `posterior.quadrature`). ``"probit"`` is the closed form
+        ``"sample"`` averages softmax over fixed low-discrepancy draws; ``"exact"`` integrates
+        numerically, to six digits, independent logits or two classes (over their difference);
+        ``"probit"`` and ``"laplace_bridge"`` are `closed_form` approximations; ``"auto"`` is exact
+        for two classes and samples more. docs/results/predictive.md has their errors and costs.
 
-            p = softmax( (μ − μ̄) / √(1 + πv/8) ),   I ≈ HM / (H + M),   M = ½ Σ p_k (1 − p_k) v_k
-
-        with the mean logit μ̄ taken off first, since the damping is not invariant to a shift, and
-        with M, the information to second order in the variance, bent below the entropy H: cheap,
-        smooth, and off by .04 to .4 nats for variances above one.
+        All are deterministic: a row's result does not depend on its batch beyond rounding, and
+        renaming the classes does nothing but rename them, in a covariance too. A shift common to
+        all logits, however it correlates with them, changes the law of no softmax; ``"probit"``
+        and ``"laplace_bridge"`` do not see it, ``"sample"`` sees other draws of the same law.
+        Memory beyond inputs and outputs is bounded, whatever B.
 
         Args:
             mu: logit means, ``(B, K)``.
-            var: logit variances, ``(B, K)``.
+            var: logit variances ``(B, K)``, or covariances ``(B, K, K)``, which may be singular.
             method: how to integrate.
-            samples: draws for ``"sample"``; by default chosen from K.
+            samples: draws for ``"sample"``, which ``"auto"`` then takes; else chosen from K.
             seed: seed of these draws.
             mask: which classes exist for a row, bool ``(B, K)``; the others get probability 0.
 
@@ -77,31 +78,30 @@ class Predictive:
             The prediction, in float32 or, for float64 moments, in float64.
 
         Raises:
-            ConfigError: an unknown method, or too few samples.
-            DataError: the mask leaves a row without classes.
-            NumericsError: a moment is not finite, or a variance is negative.
+            ConfigError: an unknown method, too few samples, or ``"exact"`` for the covariance of
+                more than two logits.
+            DataError: the mask leaves a row without classes, or the shapes do not fit.
+            NumericsError: a moment is not finite, a variance is negative, or a covariance is not
+                symmetric and positive semi-definite.
         """
         _require_some_class(mask)
-        mu, var = _full_precision(mu, "logit mean"), _full_precision(var, "logit variance")
-        if (var < 0).any():
-            raise NumericsError(f"A logit variance is negative ({float(var.detach().min()):.4g}).")
+        if var.shape not in (mu.shape, (*mu.shape, mu.shape[-1])):
+            raise DataError(
+                f"Logit means have shape {tuple(mu.shape)} and their variances {tuple(var.shape)}; "
+                "expected (B, K) with (B, K), or with covariances (B, K, K)."
+            )
+        if method not in get_args(Method):
+            raise ConfigError(
+                f"Unknown predictive method {method!r}.{nearest(method, get_args(Method))}"
+            )
         # Mixed precision would turn the matrix products of the quadrature into bfloat16.
         with torch.autocast(mu.device.type, enabled=False):
-            if method == "sample":
-                count = default_samples(mu.shape[1]) if samples is None else samples
-                return cls._split(*_sampled(mu, var, count, seed, mask))
-            if method == "exact":
-                if mu.shape[1] == 2 and mask is None:
-                    # Either class from its own side: 1 − p would lose a small probability.
-                    ahead = (mu - mu.flip(-1)).flatten()
-                    p, aleatoric = expected_sigmoid(ahead, var.sum(1).repeat_interleave(2))
-                    return cls._split(p.view_as(mu), aleatoric.view_as(mu)[:, 0])
-                return cls._split(*expected_softmax(mu, var, mask))
-            if method == "probit":
-                return cls._split(*_probit(mu, var, mask))
-        raise ConfigError(
-            f"Unknown predictive method {method!r}.{nearest(method, get_args(Method))}"
-        )
+            return cls.concatenate(
+                [
+                    cls._split(*_integrate(m, v, exists, method, samples, seed))
+                    for m, v, exists in _blocks(mask, mu, var)
+                ]
+            )
 
     @classmethod
     def from_samples(cls, logits: Tensor, mask: Tensor | None = None) -> Predictive:
@@ -112,9 +112,12 @@ class Predictive:
             mask: which classes exist for a row, bool ``(B, K)``.
         """
         _require_some_class(mask)
-        log_p = _present(_full_precision(logits, "logit"), mask).log_softmax(-1)
-        p = log_p.exp()
-        return cls._split(p.mean(0), -(p * log_p).sum(-1).mean(0))
+        parts = []
+        for draws, exists in _blocks(mask, logits.transpose(0, 1)):
+            log_p = present(_full_precision(draws.transpose(0, 1), "logit"), exists).log_softmax(-1)
+            p = log_p.exp()  # (S, b, K)
+            parts.append(cls._split(p.mean(0), -(p * log_p).sum(-1).mean(0)))
+        return cls.concatenate(parts)
 
     @classmethod
     def from_point(cls, logits: Tensor, mask: Tensor | None = None) -> Predictive:
@@ -125,7 +128,7 @@ class Predictive:
             mask: which classes exist for a row, bool ``(B, K)``.
         """
         _require_some_class(mask)
-        log_p = _present(_full_precision(logits, "logit"), mask).log_softmax(-1)
+        log_p = present(_full_precision(logits, "logit"), mask).log_softmax(-1)
         p = log_p.exp()
         entropy = -(p * log_p).sum(-1)
         return cls(p, entropy, entropy, torch.zeros_like(entropy))
@@ -152,52 +155,62 @@ class Predictive:
         return cls(probs, aleatoric + epistemic, aleatoric, epistemic)
 
 
-def _sampled(
-    mu: Tensor, var: Tensor, samples: int, seed: int, mask: Tensor | None
+def _integrate(
+    mu: Tensor, var: Tensor, mask: Tensor | None, method: Method, samples: int | None, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Average over the fixed normals, the likeliest class taking the most even dimension.
-
-    Sorting by log E exp z_k cuts the error for many classes by up to a half and makes the result
-    equivariant to permutations of the classes.
-    """
-    K = mu.shape[1]
-    mu = _present(mu, mask)
-    order = (mu + 0.5 * var).argsort(dim=-1, descending=True, stable=True)
-    std = var.clamp_min(torch.finfo(var.dtype).tiny).sqrt().gather(-1, order).unsqueeze(-1)
-    mean = mu.gather(-1, order).unsqueeze(-1)  # (B, K, 1)
-    normals = fixed_normals(K, samples, seed, mu.dtype, mu.device)  # (K, S)
-    # On a CPU small chunks stay in the cache: four times as fast.
-    elements = 2**18 if mu.device.type == "cpu" else 2**23
-    rows = max(1, elements // (K * samples))
-    probs, entropy = [], []
-    for m, s in zip(mean.split(rows), std.split(rows), strict=True):
-        log_p = (m + s * normals).log_softmax(1)  # (B, K, S)
-        p = log_p.exp()
-        probs.append(p.mean(-1))
-        entropy.append(-torch.linalg.vecdot(p.flatten(1), log_p.flatten(1)) / samples)
-    ranked = torch.cat(probs)
-    return torch.empty_like(ranked).scatter(-1, order, ranked), torch.cat(entropy)
+    """Return mean probabilities ``(B, K)`` and expected entropies ``(B,)``."""
+    mu, var = _full_precision(mu, "logit mean"), _full_precision(var, "logit variance")
+    _require_covariance(var)
+    if method == "auto":
+        method = "exact" if mu.shape[1] == 2 and samples is None else "sample"
+    if method == "sample":
+        count = default_samples(mu.shape[1]) if samples is None else samples
+        return sampled_softmax(mu, var, count, seed, mask)
+    if method == "exact":
+        return _exact(mu, var, mask)
+    return (probit if method == "probit" else laplace_bridge)(mu, var, mask)
 
 
-def _probit(mu: Tensor, var: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    exists = torch.ones_like(mu) if mask is None else mask.to(mu.dtype)
-    centred = mu - (mu * exists).sum(-1, keepdim=True) / exists.sum(-1, keepdim=True)
-    damped = centred / (1 + math.pi / 8 * var).sqrt()
-    probs = _present(damped, mask).softmax(-1)
-    entropy = torch.special.entr(probs).sum(-1)
-    second_order = 0.5 * (probs * (1 - probs) * var).sum(-1)
-    total = (entropy + second_order).clamp_min(torch.finfo(mu.dtype).tiny)
-    return probs, entropy * (entropy / total)
+def _exact(mu: Tensor, var: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    if mu.shape[1] == 2:
+        mu = present(mu, mask)
+        # Either class from its own side: 1 − p would lose a small probability.
+        ahead = (mu - mu.flip(-1)).flatten()  # (2B,)
+        spread = 4 * contrast_variances(var, torch.full_like(mu, 0.5)).flatten()
+        p, aleatoric = expected_sigmoid(ahead, spread)
+        return p.view_as(mu), aleatoric.view_as(mu)[:, 0]
+    if var.ndim == 3:
+        raise ConfigError(
+            "method='exact' integrates independent logits, or those of two classes; got a "
+            f"covariance of {mu.shape[1]}. Use method='sample', with more samples if need be."
+        )
+    return expected_softmax(mu, var, mask)
 
 
-def _present(logits: Tensor, mask: Tensor | None) -> Tensor:
-    return logits if mask is None else logits.masked_fill(~mask, _ABSENT)
+def _blocks(mask: Tensor | None, *tensors: Tensor) -> Iterator[Any]:
+    """Yield blocks of rows of tensors ``(B, ...)``, and of the mask where there is one."""
+    rows = max(1, _NUMBERS // max(1, *(t.shape[1:].numel() for t in tensors)))
+    splits = [t.split(rows) for t in tensors]
+    masks = [None] * len(splits[0]) if mask is None else mask.split(rows)
+    return zip(*splits, masks, strict=True)
 
 
 def _require_some_class(mask: Tensor | None) -> None:
     if mask is not None and not mask.any(-1).all():
         row = int((~mask.any(-1)).nonzero()[0])
         raise DataError(f"The mask leaves no class for row {row}; at least one must exist.")
+
+
+def _require_covariance(var: Tensor) -> None:
+    own = variances(var)
+    if (own < 0).any():
+        raise NumericsError(f"A logit variance is negative ({float(own.detach().min()):.4g}).")
+    if var.ndim == 3:
+        gap = (var - var.mT).abs().amax((1, 2))
+        if (gap > 1e-3 * own.amax(-1)).any():
+            raise NumericsError(
+                f"A logit covariance is not symmetric: entries differ by {float(gap.max()):.4g}."
+            )
 
 
 def _full_precision(value: Tensor, name: str) -> Tensor:

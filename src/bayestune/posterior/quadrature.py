@@ -96,25 +96,29 @@ def expected_sigmoid(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Probabilities σ(d) and expected entropies in nats, each ``(B,)``.
     """
-    std = var.clamp_min(torch.finfo(var.dtype).tiny).sqrt().unsqueeze(-1)
-    mean = mean.unsqueeze(-1)
+    std = var.clamp_min(torch.finfo(var.dtype).tiny).sqrt()
+    result = mean.new_empty(2, len(mean))
+    narrow = std < _NARROW
+    for integrate, chosen in ((_sigmoid_over_logits, narrow), (_sigmoid_over_gumbels, ~narrow)):
+        for rows in chosen.nonzero().squeeze(-1).split(_ELEMENTS // 256):
+            result[:, rows] = integrate(mean[rows].unsqueeze(-1), std[rows].unsqueeze(-1))
+    return result[0], result[1]
 
+
+def _sigmoid_over_logits(mean: Tensor, std: Tensor) -> Tensor:
+    """Return E σ(d) and E H(σ(d)) ``(2, n)`` by Gauss-Hermite: for narrow Gaussians ``(n, 1)``."""
     nodes, weights = (torch.as_tensor(a).to(mean) for a in _HERMITE)
-    d = mean + std.clamp_max(_NARROW) * nodes  # (B, Q)
-    weights = weights / weights.sum()
-    narrow = d.sigmoid() @ weights, _bernoulli_entropy(d) @ weights
+    d = mean + std * nodes  # (n, Q)
+    return torch.stack([d.sigmoid(), _bernoulli_entropy(d)]) @ (weights / weights.sum())
 
+
+def _sigmoid_over_gumbels(mean: Tensor, std: Tensor) -> Tensor:
+    """Return the same by a trapezoid sum against the logistic density: for wide Gaussians."""
     t = torch.arange(-_GUMBEL, _GUMBEL + _STEP, _STEP, dtype=mean.dtype, device=mean.device)
-    wide_std = std.clamp_min(_NARROW)
-    d = (mean - t) / wide_std  # (B, T)
+    d = (mean - t) / std  # (n, T)
     logistic = _STEP * t.sigmoid() * (-t).sigmoid()
-    wide = (
-        torch.special.ndtr(d) @ logistic,
-        _STEP * (_normal_density(d) / wide_std) @ _bernoulli_entropy(t),
-    )
-
-    is_narrow = std.squeeze(-1) < _NARROW
-    return torch.where(is_narrow, narrow[0], wide[0]), torch.where(is_narrow, narrow[1], wide[1])
+    entropy = (_normal_density(d) @ (_STEP * _bernoulli_entropy(t))) / std.squeeze(-1)
+    return torch.stack([torch.special.ndtr(d) @ logistic, entropy])
 
 
 def _race(offset: Tensor, std: Tensor, mask: Tensor | None, blocks: int) -> tuple[Tensor, Tensor]:

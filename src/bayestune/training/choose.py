@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bayestune.config import PredictConfig
 from bayestune.finalize import (
+    KAPPAS,
     Features,
     clearly_worse,
     fit_std_factor,
@@ -26,9 +27,6 @@ from bayestune.finalize import (
 from bayestune.head import GaussianHead, LinearHead
 from bayestune.methods import Method
 from bayestune.model import BayesModel
-
-#: KL weights tried: the ELBO itself, and colder posteriors for easy or many-class tasks.
-KAPPAS = (1.0, 0.3, 0.1)
 
 
 def candidates(model: BayesModel) -> tuple[float, ...]:

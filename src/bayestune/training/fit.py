@@ -85,7 +85,9 @@ def _needs_held_out(model: BayesModel) -> bool:
         return True
     gaussian = isinstance(model.head, GaussianHead)  # a refreshed point head has become one
     refreshed = gaussian or finalize.refresh in REFRESHES
-    return (gaussian and recipe.train.kl == "auto") or (refreshed and has_choices(finalize))
+    return (gaussian and recipe.train.kl == "auto") or (
+        refreshed and has_choices(finalize, recipe.train.kl)
+    )
 
 
 def _with_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:

@@ -19,11 +19,14 @@ from torch import Tensor, nn
 from bayestune.backbone import Reader
 from bayestune.config import TrainConfig
 from bayestune.data import length_grouped_batches
-from bayestune.errors import NumericsError
+from bayestune.errors import ConfigError, NumericsError
 from bayestune.methods import Method
-from bayestune.optim import StiefelAdam, param_groups
+from bayestune.optim import StiefelAdam, param_groups, step_deviations
 from bayestune.progress import Advance
 from bayestune.training.rows import Rows
+
+#: Share of a batch in the running mean of the deviations' fixed point, at the peak of the schedule.
+DEVIATION_RATE = 0.1
 
 
 @dataclass
@@ -96,6 +99,10 @@ class Loop:
         for group in groups:
             group["peak"] = group["lr"]
         self.adapter = StiefelAdam(of_adapter)
+        if config.deviations == "natural":
+            own = self._log_scale()
+            of_head = [{**g, "params": [p for p in g["params"] if p is not own]} for g in of_head]
+            of_head = [g for g in of_head if g["params"]]
         self.posterior = StiefelAdam(of_head)
 
     @property
@@ -162,19 +169,40 @@ class Loop:
             for _ in range(self.config.head_steps):
                 terms = self.method.loss(self.head, still)
                 self._descend(terms.nll + scale * terms.kl, batch)
-                self.posterior.step()
-                self.posterior.zero_grad()
+                self._step_posterior(rate)
+                self.head.zero_grad()
         terms = self.method.loss(self.head, self.rows.batch(phi, batch))
         self._descend(terms.nll + scale * terms.kl, batch)
         norm = self._clip()
         self.adapter.step()
         if self.config.schedule == "joint":
-            self.posterior.step()
+            self._step_posterior(rate)
         self.adapter.zero_grad()
-        self.posterior.zero_grad()
+        self.head.zero_grad()
         self.step += 1
         # A density per unit of the user's numbers; log 1 = 0 for classes.
         return terms.nll.item() + math.log(self.rows.unit), terms.kl.item(), norm
+
+    def _step_posterior(self, rate: float) -> None:
+        self.posterior.step()
+        if self.config.deviations == "natural":
+            own = self._log_scale()
+            assert own.grad is not None
+            weight = self.kappa / len(self.rows)
+            step_deviations(own, own.grad, DEVIATION_RATE * rate, weight)
+
+    def _log_scale(self) -> nn.Parameter:
+        """Return the deviations that natural gradient moves.
+
+        Raises:
+            ConfigError: the head has none of its own, or no KL gives them a fixed point.
+        """
+        if getattr(self.head, "family", None) not in ("diagonal", "eigen") or self.kappa == 0:
+            raise ConfigError(
+                "train.deviations=natural moves the deviations of a Gaussian head whose "
+                "covariance is diagonal or eigen, with train.kl above 0; use adam."
+            )
+        return self.head.log_scale  # pyright: ignore[reportReturnType]
 
     def _descend(self, loss: Tensor, batch: list[int]) -> None:
         if not torch.isfinite(loss):

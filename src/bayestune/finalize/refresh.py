@@ -1,0 +1,163 @@
+"""The Laplace refresh: a covariance from the curvature, in place of the one that was trained.
+
+At a mean W with p = softmax(Wφ) and a prior precision τ the class-block posterior is
+
+    S_k = (τ I + Σ_n p_nk (1 − p_nk) φ_n φ_nᵀ)⁻¹
+
+The Jensen bound over-shrinks the posterior along data directions (its stationary point has p̃ where
+the curvature has p(1 − p)), which is why a refresh can still improve a variational posterior. The
+other forms keep more of the curvature or less, see `posterior.laplace`.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from bayestune.errors import ConfigError
+from bayestune.finalize.features import Features
+from bayestune.head import GaussianHead
+from bayestune.posterior import bounds, curvature, laplace
+
+logger = logging.getLogger(__name__)
+
+#: Numbers up to which ``auto`` keeps a dense covariance per class (134 MB in fp32).
+BLOCK_LIMIT = 2**25
+#: Numbers up to which the whole curvature is decomposed (536 MB in float64, a minute or two).
+FULL_LIMIT = 2**26
+
+#: What ``finalize.refresh`` asks for by name; a point head, too, gets a covariance then.
+REFRESHES = ("full", "kronecker", "block", "eigen", "diagonal")
+
+
+def form_of(refresh: str, head: GaussianHead, rows: int) -> str:
+    """Return the name of a form for a recipe's ``finalize.refresh``.
+
+    ``auto`` takes dense blocks while all of them hold at most `BLOCK_LIMIT` numbers, and one
+    eigenbasis for all classes beyond that. The blocks of fewer rows than features need no more
+    than the rows' span.
+
+    Args:
+        refresh: ``auto`` or one of `REFRESHES`.
+        head: the head that is to get the covariance.
+        rows: how many training rows there are.
+
+    Raises:
+        ConfigError: the whole curvature is asked for and too large.
+    """
+    K, D = head.num_classes, head.in_features
+    if refresh == "full" and K > 2 and (K * D) ** 2 > FULL_LIMIT:
+        raise ConfigError(
+            f"finalize.refresh=full would decompose a matrix of {K * D} × {K * D} ({K} classes, "
+            f"{D} features); use kronecker, which couples classes too, or block."
+        )
+    if refresh != "auto":
+        return refresh
+    numbers = K * min(D, rows) ** 2
+    if numbers <= BLOCK_LIMIT:
+        return "block"
+    logger.info(
+        "the refresh keeps one eigenbasis for all classes: dense blocks of %d classes would take "
+        "%.1f GB (finalize.refresh=block asks for them)",
+        K,
+        4e-9 * numbers,
+    )
+    return "eigen"
+
+
+@torch.no_grad()
+def measure(weight: Tensor, fit: Features, name: str) -> laplace.Form:
+    """Measure the curvature of the training likelihood at a mean.
+
+    Args:
+        weight: the mean, ``(K, D)``.
+        fit: training features.
+        name: one of `REFRESHES`.
+    """
+    own = own_curvature(weight, fit.phi, fit)
+    if name == "diagonal":
+        return laplace.Diagonal.of(fit.phi, own)
+    if name == "eigen":
+        return laplace.Eigen.of(fit.phi, own)
+    if name == "block":
+        form = laplace.Span if 0 < len(fit) < fit.phi.shape[1] else laplace.Block
+        return form.of(fit.phi, own)
+    if name == "full" and len(weight) == 2:
+        return laplace.Kronecker.of_two(fit.phi, own)
+    form = laplace.Full if name == "full" else laplace.Kronecker
+    probs = present(fit.phi @ weight.T, fit).softmax(dim=1)
+    return form.of(fit.phi, probs, fit.weights)
+
+
+def own_curvature(weight: Tensor, phi: Tensor, fit: Features) -> Tensor:
+    """Return ω_n p_nk (1 − p_nk) of training rows at a mean, ``(N, K)``; φ in any precision."""
+    return curvature.bernoulli(present(phi @ weight.T, fit).softmax(dim=1), fit.weights)
+
+
+def groups_of(groups: str, head: GaussianHead, fit: Features) -> Tensor:
+    """Return which weights share a prior precision, int64 ``(K, D)``.
+
+    Args:
+        groups: ``class``, one group per class, or ``feature``: features whose mean energies lie in
+            the same octave of their standard deviation.
+        head: gives the shape.
+        fit: training features.
+    """
+    K, D = head.num_classes, head.in_features
+    if groups == "class":
+        return torch.arange(K, device=fit.phi.device)[:, None].expand(K, D)
+    octave = fit.phi.double().square().mean(0).clamp_min(1e-30).log2().div(2).round()
+    return octave.unique(return_inverse=True)[1].expand(K, D)
+
+
+def excess(form: laplace.Form, phi: Tensor, precision: float) -> float | None:
+    """Return how much too large class blocks make the variance of a difference of two logits.
+
+    The mean over rows under the blocks, divided by that under the whole curvature, which for two
+    classes has the blocks' eigenvectors and twice their eigenvalues: between 1 and 2.
+
+    Args:
+        form: class blocks of two classes; None is returned for other forms and numbers of classes.
+        phi: features, ``(N, D)``.
+        precision: prior precision τ.
+    """
+    block = form.block if isinstance(form, laplace.Span) else form
+    if not isinstance(block, laplace.Block) or len(block.values) != 2 or not len(phi):
+        return None
+    whole = replace(block, values=2 * block.values)
+    whole = replace(form, block=whole) if isinstance(form, laplace.Span) else whole
+    return float(form.variance(phi, precision).sum() / whole.variance(phi, precision).sum())
+
+
+def install(head: GaussianHead, form: laplace.Form, precision: float) -> None:
+    """Give the head the covariance that a form has at a prior precision τ."""
+    match form:
+        case laplace.Diagonal():
+            head.set_spread("diagonal", log_scale=form.spread(precision).log())
+        case laplace.Eigen():
+            scale, basis, _ = form.spread(precision)
+            head.set_spread("eigen", log_scale=scale.log(), basis=basis)
+        case laplace.Block() | laplace.Given():
+            head.set_spread("dense", factor=form.spread(precision))
+        case laplace.Span():
+            factor, basis, rest = form.spread(precision)
+            head.set_spread("subspace", factor=factor, basis=basis, log_rest=rest.log())
+        case laplace.Kronecker():
+            scale, basis, _ = form.spread(precision)
+            head.set_spread("coupled", log_scale=scale.log(), basis=basis, classes=form.classes)
+        case laplace.Full():
+            head.set_spread("joint", root=form.spread(precision))
+
+
+def log_likelihood(logits: Tensor, fit: Features) -> Tensor:
+    """Return Σ_n ω_n log softmax(z_n)_y of the training rows' logits ``(N, K)``, a scalar."""
+    rows = bounds.jensen(logits, torch.zeros_like(logits), fit.labels, fit.mask)
+    return rows.sum() if fit.weights is None else (fit.weights * rows).sum()
+
+
+def present(logits: Tensor, fit: Features) -> Tensor:
+    """Return logits ``(N, K)`` with −∞ where a class does not exist."""
+    return logits if fit.mask is None else logits.masked_fill(~fit.mask, -torch.inf)
