@@ -130,3 +130,21 @@ def level_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
         rows.append({"text": " ".join(words), "label": level})
     rng.shuffle(rows)
     return rows
+
+
+#: What a text about each topic is worth, in hours, without the noise.
+HOURS = {"login": 2.0, "parcel": 40.0, "refund": 100.0}
+
+
+def number_rows(
+    count: int, seed: int = 0, *, noise: float = 10.0, outliers: float = 0.0
+) -> list[dict[str, Any]]:
+    """Texts of a topic with the hours it takes, noise added; a share are off by 500 hours."""
+    rng = random.Random(seed)
+    rows: list[dict[str, Any]] = []
+    for row in topic_rows(count, seed):
+        hours = HOURS[row["label"]] + rng.gauss(0, noise)
+        if rng.random() < outliers:
+            hours += rng.choice((-500, 500))
+        rows.append({"text": row["text"], "label": hours})
+    return rows

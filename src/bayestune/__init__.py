@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bayestune.evaluation import evaluate
     from bayestune.model import BayesModel, build
     from bayestune.peft import PolarConfig
-    from bayestune.prediction import Prediction
+    from bayestune.prediction import Prediction, RegressionPrediction
     from bayestune.store import load, save
     from bayestune.training import fit
 
@@ -28,6 +28,7 @@ __all__ = [
     "PolarConfig",
     "Prediction",
     "Recipe",
+    "RegressionPrediction",
     "Task",
     "__version__",
     "build",
@@ -49,6 +50,7 @@ _HOME = {
     "PolarConfig": "bayestune.peft",
     "Prediction": "bayestune.prediction",
     "Recipe": "bayestune.config",
+    "RegressionPrediction": "bayestune.prediction",
     "Task": "bayestune.data",
     "build": "bayestune.model",
     "evaluate": "bayestune.evaluation",

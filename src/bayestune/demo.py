@@ -79,7 +79,7 @@ def run_demo(
         )
         for task, label in ((test, "frozen layers, test"), (oos, "frozen layers, out of scope")):
             model.reader().fill(model.encode(task), progress=progress, label=label)
-        evaluations[name] = evaluate(model, test, ood={OOS: oos})
+        evaluations[name] = evaluate(model, test, ood={OOS: oos})  # pyright: ignore[reportArgumentType]
     write_json(
         out / "results.json",
         {

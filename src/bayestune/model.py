@@ -26,12 +26,13 @@ from bayestune.backbone import (
     resolve,
 )
 from bayestune.config import Recipe, nest_sections, to_mapping
-from bayestune.data import Encoded, LabelSet, Task, encode, render
+from bayestune.data import Encoded, LabelSet, Scaling, Task, encode, render
 from bayestune.errors import ConfigError, DataError
 from bayestune.head import GenerativeHead
 from bayestune.methods import Method
 from bayestune.metrics import Density, density_score
-from bayestune.prediction import Prediction
+from bayestune.posterior.regression import RegressionPredictive
+from bayestune.prediction import Prediction, RegressionPrediction
 from bayestune.progress import Progress, silent
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ class BayesModel:
         source: where the backbone came from.
         density: class densities of training features; None before training, and where the head is
             a density itself.
+        scaling: mean and standard deviation of the training targets of a regression task.
         cache: frozen states of texts already seen; None computes every text anew.
     """
 
@@ -75,6 +77,7 @@ class BayesModel:
         self.task = task
         self.source = source
         self.density = density
+        self.scaling = Scaling()
         self.notes: dict[str, Any] = {}
         self.cache: PrefixCache | None = None
 
@@ -116,11 +119,15 @@ class BayesModel:
         return Task.from_texts(items, like=self.task)  # pyright: ignore[reportArgumentType]
 
     def targets(self, task: Task) -> Tensor:
-        """Return the class of every example as an index ``(N,)``.
+        """Return the class of every example as an index, or its number in float64, ``(N,)``.
 
         Raises:
             DataError: if the task has other classes, or a row has no label.
         """
+        if self.task.kind == "regression":
+            found = torch.tensor(self.read(task).values, dtype=torch.float64)
+            _require_labels(task, found.isnan())
+            return found
         if tuple(task.labels.names) != tuple(self.labels.names):
             raise DataError(
                 f"{task.title} has the classes {list(task.labels)[:8]}, the model has "
@@ -128,18 +135,19 @@ class BayesModel:
                 "labels=train.labels)."
             )
         found = torch.tensor(task.targets, dtype=torch.int64)
-        if (found < 0).any():
-            bad = task.examples[int((found < 0).nonzero()[0])]
-            raise DataError(f"{task.title}: the row with id {bad.id!r} has no label.")
+        _require_labels(task, found < 0)
         return found
 
     def adopt(self, task: Task) -> None:
-        """Read columns and label values from now on as a training task does.
+        """Read columns and label values from now on as a training task does, numbers in its scale.
 
         Raises:
-            DataError: if the task is of another kind or has other classes.
+            DataError: if the task is of another kind or has other classes, or its numbers are all
+                equal.
         """
         self.targets(self.read(task).select([]))
+        if task.kind == "regression":
+            self.scaling = Scaling.of(self.targets(task).tolist(), task.title)
         self.task = task.select([])
 
     def encode(self, task: Task) -> Encoded:
@@ -199,7 +207,7 @@ class BayesModel:
 
     def predict(
         self, texts: Texts, batch_size: int = 32, *, progress: Progress = silent
-    ) -> Prediction:
+    ) -> Prediction | RegressionPrediction:
         """Predict with full uncertainty, one backbone pass per text.
 
         Args:
@@ -208,7 +216,8 @@ class BayesModel:
             progress: how to report.
 
         Returns:
-            Labels, probabilities, entropies in nats and out-of-distribution scores.
+            Labels, probabilities, entropies in nats and out-of-distribution scores; for regression
+            means and standard deviations.
         """
         task = self.read(texts)
         return self.predict_features(self._pooled(task, batch_size, progress), self.mask(task))
@@ -218,7 +227,9 @@ class BayesModel:
             return torch.empty(0, self.head.in_features)  # pyright: ignore
         return self.reader().features(self.encode(task), batch_size, progress=progress)
 
-    def predict_features(self, phi: Tensor, mask: Tensor | None = None) -> Prediction:
+    def predict_features(
+        self, phi: Tensor, mask: Tensor | None = None
+    ) -> Prediction | RegressionPrediction:
         """Predict from pooled features ``(N, D)``; see `predict`."""
         device = next(self.head.parameters()).device
         predictive = self.method.predict(
@@ -233,6 +244,9 @@ class BayesModel:
                 score = -self.head.log_density(phi.to(device)).float().cpu()
         elif self.density is not None and len(phi):
             score = density_score(self.density, phi).float()
+        if isinstance(predictive, RegressionPredictive):
+            scaled = predictive.affine(self.scaling.mean, self.scaling.std)
+            return RegressionPrediction.of(scaled, score)
         return Prediction.of(predictive.cpu(), self.labels.names, score)
 
     def save(self, path: Any) -> None:
@@ -310,7 +324,7 @@ def assemble(
     tokenizer = load_tokenizer(source)
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)  # the adapter's starting point
-        base = load_base(source, len(task.labels), device, precision)
+        base = load_base(source, task.outputs, device, precision)
         source = replace(source, weights=identity(base.transformer))
         backbone, head = method.build(base, source, tokenizer, task, recipe)
     return BayesModel(
@@ -324,6 +338,12 @@ def assemble(
     )
 
 
+def _require_labels(task: Task, missing: Tensor) -> None:
+    if missing.any():
+        bad = task.examples[int(missing.nonzero()[0])]
+        raise DataError(f"{task.title}: the row with id {bad.id!r} has no label.")
+
+
 def _as_task(labels: Task | LabelSet | Iterable[str] | None) -> Task:
     if isinstance(labels, Task):
         task = labels
@@ -334,6 +354,6 @@ def _as_task(labels: Task | LabelSet | Iterable[str] | None) -> Task:
             names = [str(name) for name in labels]
             labels = LabelSet(tuple(names), tuple(names))
         task = Task("classification", (), labels)
-    if len(task.labels) < 2:
+    if task.kind != "regression" and len(task.labels) < 2:
         raise DataError(f"A classifier needs at least 2 classes; got {len(task.labels)}.")
     return task

@@ -1,4 +1,4 @@
-"""What a model says of some texts: labels, probabilities and what their uncertainty is made of."""
+"""What a model says of some texts: labels or numbers, and what their uncertainty is made of."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from bayestune.posterior.predictive import Predictive
+from bayestune.posterior.regression import RegressionPredictive
 
 
 @dataclass(frozen=True)
@@ -93,3 +94,58 @@ class Prediction:
                 "epistemic": epistemic,
                 "ood_score": ood_score,
             }
+
+
+@dataclass(frozen=True)
+class RegressionPrediction:
+    """Predicted numbers of N texts, in the unit of the training targets, float64.
+
+        std² = aleatoric² + epistemic²
+
+    All three are standard deviations. The distribution is Gaussian where ``dof`` is None, else
+    Student-t with this mean and standard deviation.
+
+    Attributes:
+        mean: predicted number ``(N,)``.
+        std: its standard deviation ``(N,)``.
+        aleatoric: standard deviation of the noise ``(N,)``, which more data would not remove.
+        epistemic: standard deviation of the mean under the posterior ``(N,)``; 0 for point methods.
+        ood_score: squared distance of the feature to the training features ``(N,)``; the higher,
+            the less familiar. The epistemic deviation where no density was fitted.
+        dof: degrees of freedom ``(N,)``; None stands for infinity.
+    """
+
+    mean: Tensor
+    std: Tensor
+    aleatoric: Tensor
+    epistemic: Tensor
+    ood_score: Tensor
+    dof: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls, predictive: RegressionPredictive, ood_score: Tensor | None = None
+    ) -> RegressionPrediction:
+        """Put the out-of-distribution score beside a predictive in the user's unit."""
+        return cls(
+            mean=predictive.mean,
+            std=predictive.std,
+            aleatoric=predictive.aleatoric,
+            epistemic=predictive.epistemic,
+            ood_score=predictive.epistemic if ood_score is None else ood_score,
+            dof=predictive.dof,
+        )
+
+    def __len__(self) -> int:
+        return self.mean.shape[0]
+
+    def rows(self, ids: Sequence[str | int]) -> Iterator[dict[str, Any]]:
+        """Yield one JSON-ready row per text, in order.
+
+        Args:
+            ids: N identifiers.
+        """
+        names = ("mean", "std", "aleatoric", "epistemic", "ood_score")
+        columns = (getattr(self, name).tolist() for name in names)
+        for id, *numbers in zip(ids, *columns, strict=True):
+            yield {"id": id, **dict(zip(names, numbers, strict=True))}

@@ -259,7 +259,7 @@ def test_an_impossible_energy_is_an_error(energy):
         ({"prior": "pretrained", "rows": torch.zeros(D, K)}, "shape"),
         ({"prior_scale": 0.0}, "prior_scale"),
         ({"init_scale": math.nan}, "init_scale"),
-        ({"num_classes": 0}, "at least 1 classes"),
+        ({"num_classes": 0}, "at least 1 of each"),
     ],
 )
 def test_bad_arguments_are_errors(options, message):

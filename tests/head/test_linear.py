@@ -64,8 +64,11 @@ def test_what_is_stored_is_restored_and_nothing_else_is_taken():
 
 
 def test_bad_arguments_are_errors():
-    with pytest.raises(ConfigError, match="at least 2 classes"):
-        LinearHead(in_features=D, num_classes=1)
+    with pytest.raises(ConfigError, match="at least 1 of each"):
+        LinearHead(in_features=D, num_classes=0)
+    alone = LinearHead(in_features=D, num_classes=1)
+    with pytest.raises(ModelError, match="at least 2 classes"):
+        alone.bound(torch.ones(2, D), torch.zeros(2, dtype=torch.int64))
     with pytest.raises(ConfigError, match="shape"):
         LinearHead(in_features=D, num_classes=K, rows=rows().T)
     with pytest.raises(ConfigError, match="temperature"):

@@ -96,6 +96,7 @@ def estimate(model: BayesModel, train: Task, val: Task | None) -> Estimate:
         val: held-out examples; where absent, a share of ``train`` is taken.
     """
     recipe = model.recipe
+    model.adopt(train)
     rows = prepare(model, train, recipe.train.class_weights)
     others = None if val is None else prepare(model, val).encoded
     model.cache = model.new_cache()

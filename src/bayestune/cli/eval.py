@@ -16,7 +16,7 @@ from bayestune.files import new_file
 
 if TYPE_CHECKING:
     from bayestune.data import Task
-    from bayestune.evaluation import Evaluation
+    from bayestune.evaluation import Evaluation, RegressionEvaluation
 
 
 def evaluate(
@@ -59,6 +59,8 @@ def evaluate(
 
     Fractions and nats; ECE with 15 right-closed bins. Rows given by --ood are the positives; FPR95
     is the share of them accepted at the confidence that keeps 95 % of the rows of --data.
+    Predicted numbers are scored in their own unit: rmse, mae, nll, crps and coverage90, the share
+    inside the central 90 % interval.
     """
     others = _named(ood or ())
     with quiet(ctx):
@@ -68,6 +70,8 @@ def evaluate(
 
         log.info("loading %s", run)
         model = store.load(run, base=base, device=device, dtype=dtype)
+        if max_ece is not None and model.task.kind == "regression":
+            raise ConfigError("--max-ece is about classes; predicted numbers have no ECE.")
         rows = Task.load(data, like=model.task, **_first(limit))
         outside = {name: _unlabelled(file, model.task, limit) for name, file in others.items()}
         found = evaluation.evaluate(model, rows, ood=outside, batch_size=batch_size, progress=shown)
@@ -79,7 +83,7 @@ def evaluate(
         emit(text)
     else:
         emit_table(*_tables(found))
-    if max_ece is not None and found.ece > max_ece:
+    if max_ece is not None and isinstance(found, evaluation.Evaluation) and found.ece > max_ece:
         complain(f"the gate failed: ECE is {found.ece:.4f}, more than --max-ece {max_ece:g}.")
         raise typer.Exit(GATE_FAILED)
 
@@ -104,20 +108,23 @@ def _unlabelled(file: str, like: Task, limit: int | None) -> Task:
     """Read rows from elsewhere: whatever labels they have are of other classes."""
     from bayestune.data import Task
 
-    ignored = {"label": None} if like.kind == "classification" else {"answer": None}
+    ignored = {"answer": None} if like.kind == "choice" else {"label": None}
     return Task.load(file, like=like, require_labels=False, **ignored, **_first(limit))
 
 
-def _tables(found: Evaluation) -> list[Any]:
+def _tables(found: Evaluation | RegressionEvaluation) -> list[Any]:
     from rich.table import Table
+
+    from bayestune.evaluation import Evaluation
 
     scalars = Table(box=None, pad_edge=False, header_style="bold")
     scalars.add_column("metric")
     scalars.add_column("value", justify="right")
     scalars.add_column("95 % interval", justify="right")
-    numbers = found.to_json()
-    for name in ("accuracy", "nll", "ece", "adaptive_ece", "mce", "brier", "aurc"):
-        scalars.add_row(name, f"{numbers[name]:.4f}", _between(found.intervals.get(name)))
+    # Shares and nats have a size that is known; numbers have that of their unit.
+    form = ".4f" if isinstance(found, Evaluation) else ".4g"
+    for name, value in found.scalars.items():
+        scalars.add_row(name, f"{value:{form}}", _between(found.intervals.get(name), form))
     scalars.caption = f"{found.n} rows"
     scalars.caption_justify = "left"
     if not found.ood:
@@ -135,5 +142,5 @@ def _tables(found: Evaluation) -> list[Any]:
     return [scalars, "", outside]
 
 
-def _between(ends: tuple[float, float] | None) -> str:
-    return "" if ends is None else f"{ends[0]:.4f} – {ends[1]:.4f}"
+def _between(ends: tuple[float, float] | None, form: str = ".4f") -> str:
+    return "" if ends is None else f"{ends[0]:{form}} – {ends[1]:{form}}"

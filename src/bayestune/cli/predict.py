@@ -51,7 +51,8 @@ def predict(
 
     Input is JSON lines, or .csv and .parquet by their names. A bad line is reported on stderr with
     its number and gets no row; it does not stop the others. Entropies are in nats: entropy =
-    aleatoric + epistemic. The higher ood_score, the less familiar the text.
+    aleatoric + epistemic. The higher ood_score, the less familiar the text. Of numbers the mean and
+    standard deviations are given: std² = aleatoric² + epistemic².
     """
     results = sys.stdout
     source = _open(file)

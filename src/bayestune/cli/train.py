@@ -80,6 +80,12 @@ def train(
         str | None,
         typer.Option(metavar="COLUMN", help="The label (or answer); default: label (answer)."),
     ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND", help="classification, choice or regression; default: by the columns."
+        ),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Print parameters, memory and time; write nothing."),
@@ -105,8 +111,8 @@ def train(
         raise ConfigError("--resume continues a run and --overwrite replaces it: give one of them.")
     if out is not None and not (dry_run or resume or overwrite):
         _check_free(out)
-    columns = {"text": text, "text2": text2, "label": label, "answer": label}
-    rows, held_out = _read(data, val, limit, {k: v for k, v in columns.items() if v is not None})
+    asked = {"kind": task, "text": text, "text2": text2, "label": label, "answer": label}
+    rows, held_out = _read(data, val, limit, {k: v for k, v in asked.items() if v is not None})
     with quiet(ctx):
         from bayestune.model import assemble
 
@@ -122,12 +128,16 @@ def train(
 
 
 def _read(
-    data: str, val: str | None, limit: int | None, columns: dict[str, Any]
+    data: str, val: str | None, limit: int | None, asked: dict[str, Any]
 ) -> tuple[Task, Task | None]:
     from bayestune.data import Task
 
-    rows = Task.load(data, limit=limit, **columns)
-    log.info("%s: %d rows, %d classes", data, len(rows), len(rows.labels))
+    rows = Task.load(data, limit=limit, **asked)
+    if rows.kind == "regression":
+        ends = min(rows.values), max(rows.values)
+        log.info("%s: %d rows, numbers from %g to %g", data, len(rows), *ends)
+    else:
+        log.info("%s: %d rows, %d classes", data, len(rows), len(rows.labels))
     if val is None:
         return rows, None
     held_out = Task.load(val, like=rows)
@@ -194,13 +204,15 @@ def _show(run: Run) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in _COLUMNS:
+    absent = "val_accuracy" if "noise" in run.chosen else "val_rmse"
+    columns = {name: key for name, key in _COLUMNS.items() if key != absent}
+    for column in columns:
         table.add_column(column, justify="right")
     table.add_column("")
     best = run.chosen.get("best_epoch") if run.recipe.train.keep == "best" else None
     for row in run.history:
         kept = row["epoch"] == (best or run.history[-1]["epoch"])
-        cells = [f"{row[k]:.4g}" if k in row else "" for k in _COLUMNS.values()]
+        cells = [f"{row[k]:.4g}" if k in row else "" for k in columns.values()]
         table.add_row(*cells, "kept" if kept else "", style="bold" if kept else None)
     emit_table(table)
     emit(f"chosen: {_choices(run.chosen)}")
@@ -219,6 +231,10 @@ def _choices(chosen: Mapping[str, Any]) -> str:
             words.append(f"covariance refreshed at precision {chosen['value']:.3g}")
         case "ascended":
             words.append(f"posterior refitted at KL weight {chosen['value']:.3g}")
+    if "noise" in chosen:
+        noise = chosen["noise"]
+        words.append(f"{noise['kind']} noise of deviation {noise['std']:.3g}")
+        return ", ".join([*words, f"standard deviations × {chosen['temperature']:.3g}"])
     return ", ".join([*words, f"temperature {chosen['temperature']:.3g}"])
 
 
@@ -227,6 +243,7 @@ _COLUMNS = {
     "train nll": "train_nll",
     "held-out nll": "val_nll",
     "accuracy": "val_accuracy",
+    "RMSE": "val_rmse",
     "stable rank": "stable_rank",
     "orthogonality error": "orthogonality_error",
 }

@@ -45,6 +45,7 @@ class HeadConfig:
     joint: bool = False  # a generative head trains the adapter; else it replaces one that did
     bound: Literal["jensen", "tilted", "exact", "monte_carlo"] = "jensen"  # of the likelihood term
     learn_prior: bool = False  # empirical Bayes: the prior variance follows the posterior
+    noise: Literal["gaussian", "student", "heteroscedastic"] = "gaussian"  # around a number
     pooling: Literal["auto", "last", "mean", "cls"] = "auto"  # auto: last decoders, mean encoders
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ from bayestune.data.batches import length_grouped_batches, pad
 from bayestune.data.encode import Encoded, encode, label_token_ids
 from bayestune.data.example import Example, Fields
 from bayestune.data.labels import LabelSet
+from bayestune.data.numbers import Scaling
 from bayestune.data.prompt import PromptConfig, render
 from bayestune.data.reading import TaskOptions
 from bayestune.data.rows import open_tolerant, read_lines_tolerant, read_rows
@@ -22,6 +23,7 @@ __all__ = [
     "Fields",
     "LabelSet",
     "PromptConfig",
+    "Scaling",
     "Task",
     "TaskOptions",
     "encode",

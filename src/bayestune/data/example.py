@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, get_args
 
 from bayestune.data.labels import Label, as_integer, as_label
+from bayestune.data.numbers import as_number
 from bayestune.errors import DataError, nearest
 
-Kind = Literal["classification", "choice"]
+Kind = Literal["classification", "choice", "regression"]
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 LETTERS = string.ascii_uppercase
 
@@ -36,8 +40,9 @@ class Fields:
 class Example:
     """One item: a text or a pair of texts, or a question with choices and perhaps a passage.
 
-    ``label`` is the class index, or -1 where there is none. ``id`` is the row's own ``id`` or else
-    its 1-based line number.
+    ``label`` is the class index, or -1 where there is none; ``value`` is the number of a regression
+    task, or None where there is none. ``id`` is the row's own ``id`` or else its 1-based line
+    number.
     """
 
     id: str | int
@@ -47,6 +52,7 @@ class Example:
     choices: tuple[str, ...] | None = None
     passage: str | None = None
     label: int = -1
+    value: float | None = None
 
 
 class Parsed(NamedTuple):
@@ -89,19 +95,21 @@ def read_example(
     Raises:
         DataError: naming the row and the column that cannot be used.
     """
-    read = _read_classification if kind == "classification" else _read_choice
-    return read(row, _read_id(row, number, where), where, fields, strict, untyped)
+    return _READ[kind](row, _read_id(row, number, where), where, fields, strict, untyped)
 
 
 def _read_classification(
     row: Mapping[str, Any], id: str | int, where: str, fields: Fields, strict: bool, untyped: bool
 ) -> Parsed:
-    text = _text(row, fields.text, where, strict)
-    text2 = _text(row, fields.text2, where, strict) if fields.text2 else None
-    example = Example(id, text=text, text2=text2)
+    example = _read_texts(row, id, where, fields, strict)
     cell = _label_cell(row, fields.label, where, strict)
     if cell is None:
         return Parsed(example, None, None, where)
+    if isinstance(cell, float) and math.isfinite(cell) and not cell.is_integer():
+        raise DataError(
+            f"{where}: {fields.label!r} is {cell}; a label is an integer or a string. To predict "
+            "numbers, ask for regression (--task regression, kind='regression')."
+        )
     label = as_label(cell, f"{where}: {fields.label!r}")
     if label == -1 or (untyped and label == "-1"):
         if strict:
@@ -113,6 +121,25 @@ def _read_classification(
     name = row.get(f"{fields.label}_name")
     name = name.strip() if isinstance(name, str) and name.strip() else None
     return Parsed(example, label, name, where)
+
+
+def _read_regression(
+    row: Mapping[str, Any], id: str | int, where: str, fields: Fields, strict: bool, untyped: bool
+) -> Parsed:
+    example = _read_texts(row, id, where, fields, strict)
+    cell = _label_cell(row, fields.label, where, strict)
+    if cell is not None:
+        number = as_number(cell, f"{where}: {fields.label!r}", untyped=untyped)
+        example = replace(example, value=number)
+    return Parsed(example, None, None, where)
+
+
+def _read_texts(
+    row: Mapping[str, Any], id: str | int, where: str, fields: Fields, strict: bool
+) -> Example:
+    text = _text(row, fields.text, where, strict)
+    text2 = _text(row, fields.text2, where, strict) if fields.text2 else None
+    return Example(id, text=text, text2=text2)
 
 
 def _read_choice(
@@ -129,6 +156,13 @@ def _read_choice(
         label = _answer(cell, choices, markers, f"{where}: {fields.answer!r}", untyped)
     example = Example(id, question=question, choices=choices, passage=passage or None, label=label)
     return Parsed(example, None, None, where)
+
+
+_READ = {
+    "classification": _read_classification,
+    "choice": _read_choice,
+    "regression": _read_regression,
+}
 
 
 def _read_id(row: Mapping[str, Any], number: int, where: str) -> str | int:

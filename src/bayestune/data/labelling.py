@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
 from bayestune.data.example import LETTERS, Example, Parsed
 from bayestune.data.labels import Label, LabelSet, as_integer
 from bayestune.errors import DataError
+
+# "007" is a name, not a number.
+_DECIMAL = re.compile(r"[+-]?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 
 
 def typed(parsed: Sequence[Parsed], names: Sequence[str] | None) -> list[Parsed]:
@@ -21,6 +25,21 @@ def typed(parsed: Sequence[Parsed], names: Sequence[str] | None) -> list[Parsed]
     if named or not all(isinstance(number, int) for number in numbers.values()):
         return list(parsed)
     return [p if p.label is None else p._replace(label=numbers[str(p.label)]) for p in parsed]
+
+
+def check_whole(parsed: Sequence[Parsed], source: str) -> None:
+    """Ask what is meant where every label of a text-only format is a number and not all are whole.
+
+    Raises:
+        DataError: naming the source and both answers.
+    """
+    cells = {str(p.label) for p in parsed if isinstance(p.label, str)}
+    if cells and all(map(_DECIMAL.fullmatch, cells)):
+        raise DataError(
+            f"{source}: every label is a number, such as {min(cells)}. Ask for regression to "
+            "predict them (--task regression, kind='regression'), or for classification to take "
+            "them for names of classes."
+        )
 
 
 def named_labels(parsed: Sequence[Parsed], names: Sequence[str]) -> LabelSet:

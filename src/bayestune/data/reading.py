@@ -7,10 +7,19 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
-from bayestune.data.example import Example, Fields, Kind, Parsed, read_example, read_kind
+from bayestune.data.example import (
+    KINDS,
+    Example,
+    Fields,
+    Kind,
+    Parsed,
+    read_example,
+    read_kind,
+)
 from bayestune.data.labelling import (
     assign,
     check_choices,
+    check_whole,
     choice_labels,
     inferred_labels,
     named_labels,
@@ -39,6 +48,9 @@ class Reading(NamedTuple):
 class TaskOptions(TypedDict, total=False):
     """What every way of reading a task takes; all are optional.
 
+    ``kind`` is ``"classification"``, ``"choice"`` or ``"regression"``, whose labels are numbers to
+    be predicted; without it rows with question and choices are a choice, others classification.
+
     Columns: ``text`` and ``text2`` (a column of that name is read where the first row has it; None
     ignores it, as does naming another ``text``), ``label`` (None ignores the labels), and for rows
     with choices ``question``, ``choices``, ``answer`` (an index, a letter or the text of a choice;
@@ -56,6 +68,7 @@ class TaskOptions(TypedDict, total=False):
     becomes -1: unlabelled or out of scope.
     """
 
+    kind: Kind
     text: str
     text2: str | None
     label: str | None
@@ -90,10 +103,10 @@ def read_task(source: RowSource, options: TaskOptions) -> Reading:
     )
     rows = iter(source.rows)
     number, row = next(rows)
-    kind = like.kind if like is not None else read_kind(row, columns)
-    if like is None and kind == "classification" and options.keys().isdisjoint(("text", "text2")):
+    kind = _kind(row, columns, options)
+    if like is None and kind != "choice" and options.keys().isdisjoint(("text", "text2")):
         columns = replace(columns, text2="text2" if isinstance(row.get("text2"), str) else None)
-    ignored = columns.label is None if kind == "classification" else columns.answer is None
+    ignored = columns.answer is None if kind == "choice" else columns.label is None
     if strict and ignored:
         raise ConfigError("Labels cannot be both ignored and required: add require_labels=False.")
 
@@ -109,6 +122,11 @@ def read_task(source: RowSource, options: TaskOptions) -> Reading:
             raise ConfigError("A question's classes are the letters of its choices; drop labels.")
         labels = like.labels if like is not None else choice_labels(parsed)
         return Reading(kind, check_choices(parsed, labels), labels, columns, source.name)
+    if kind == "regression":
+        if given is not None:
+            raise ConfigError("Numbers have no classes; drop labels.")
+        examples = tuple(p.example for p in parsed)
+        return Reading(kind, examples, LabelSet((), ()), columns, source.name)
     names = None if like is not None else _class_names(source, columns.label, given)
     if source.untyped:
         parsed = typed(parsed, like.labels.names if like is not None else names)
@@ -119,11 +137,24 @@ def read_task(source: RowSource, options: TaskOptions) -> Reading:
     elif names is not None:
         labels = named_labels(parsed, names)
     else:
+        if source.untyped and "kind" not in options:
+            check_whole(parsed, source.name)
         labels = inferred_labels(parsed)
     examples = assign(parsed, labels, strict=strict, check_names=given is None)
     if strict and like is None:
         _check_classes(examples, labels, source.name)
     return Reading(kind, examples, labels, columns, source.name)
+
+
+def _kind(row: Mapping[str, Any], columns: Fields, options: TaskOptions) -> Kind:
+    like, asked = options.get("like"), options.get("kind")
+    if asked is not None and asked not in KINDS:
+        raise ConfigError(f"Unknown kind of task {asked!r}.{nearest(asked, KINDS)}")
+    if like is None:
+        return asked or read_kind(row, columns)
+    if asked not in (None, like.kind):
+        raise ConfigError(f"kind is {asked!r}, but like is a {like.kind} task; drop one of them.")
+    return like.kind
 
 
 def _class_names(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Unpack
 
-from bayestune.data.example import Example, Fields, Kind, Parsed, read_example
+from bayestune.data.example import KINDS, Example, Fields, Kind, Parsed, read_example
 from bayestune.data.labelling import assign, check_choices
 from bayestune.data.labels import LabelSet
 from bayestune.data.reading import COLUMNS, TaskOptions, read_task
@@ -24,10 +25,11 @@ class Task:
     """Examples with their classes.
 
     Args:
-        kind: ``"classification"`` of a text or a pair of texts, or ``"choice"`` among the answers
-            of a question, whose classes are the letters A, B, ….
+        kind: ``"classification"`` of a text or a pair of texts, ``"choice"`` among the answers of
+            a question, whose classes are the letters A, B, …, or ``"regression"`` of a number on
+            them.
         examples: the items in the order of the file.
-        labels: the classes.
+        labels: the classes; none for regression.
         fields: the columns.
         source: where the rows came from.
     """
@@ -94,7 +96,8 @@ class Task:
         Raises:
             DataError: if an item is not a text (or pair), or ``like`` is a choice task.
         """
-        if like is not None and like.kind == "choice":
+        kind: Kind = like.kind if like is not None else "classification"
+        if like is not None and kind == "choice":
             raise DataError(
                 "The task asks questions with choices: give rows with "
                 f"{like.fields.question!r} and {like.fields.choices!r} instead of texts."
@@ -113,9 +116,9 @@ class Task:
                 raise DataError(f"text {number}: got {len(parts)} texts; expected {expected}.")
             row = dict(zip(names, parts, strict=True))
             where = f"text {number}"
-            parsed.append(read_example(row, number, where, "classification", columns, strict=False))
+            parsed.append(read_example(row, number, where, kind, columns, strict=False))
         labels = like.labels if like is not None else LabelSet((), ())
-        return cls("classification", tuple(p.example for p in parsed), labels, columns, "texts")
+        return cls(kind, tuple(p.example for p in parsed), labels, columns, "texts")
 
     def parse(
         self, row: Mapping[str, Any], number: int = 1, where: str = "", *, untyped: bool = False
@@ -137,6 +140,8 @@ class Task:
         )
         if self.kind == "choice":
             return check_choices([parsed], self.labels)[0]
+        if self.kind == "regression":
+            return parsed.example
         return assign([parsed], self.labels, strict=False, check_names=True)[0]
 
     def schema(self) -> dict[str, Any]:
@@ -158,10 +163,8 @@ class Task:
         if missing:
             raise DataError(f"The task's schema has no {sorted(missing)[0]!r}.")
         kind, columns = schema["kind"], schema["fields"]
-        if kind not in ("classification", "choice"):
-            raise DataError(
-                f"Unknown kind of task {kind!r}.{nearest(kind, ('classification', 'choice'))}"
-            )
+        if kind not in KINDS:
+            raise DataError(f"Unknown kind of task {kind!r}.{nearest(kind, KINDS)}")
         if not isinstance(columns, Mapping) or not columns.keys() <= set(COLUMNS):
             raise DataError(f"The task's fields must be among {list(COLUMNS)}.")
         return cls(kind, (), LabelSet.from_json(schema["labels"]), Fields(**columns))
@@ -186,6 +189,16 @@ class Task:
         return [example.label for example in self.examples]
 
     @property
+    def values(self) -> list[float]:
+        """The number of each example of a regression task, NaN where there is none."""
+        return [math.nan if e.value is None else e.value for e in self.examples]
+
+    @property
+    def outputs(self) -> int:
+        """How many outputs the last layer has: one per class, or one number."""
+        return 1 if self.kind == "regression" else len(self.labels)
+
+    @property
     def class_counts(self) -> tuple[int, ...]:
         """The number of examples of each class, in class order; unlabelled ones do not count."""
         counts = [0] * len(self.labels)
@@ -208,6 +221,7 @@ class Task:
         digest.update(json.dumps([self.kind, self.labels.to_json()]).encode())
         for e in self.examples:
             content = [e.text, e.text2, e.question, e.choices, e.passage, e.label]
+            content += [] if e.value is None else [e.value]
             digest.update(b"\n" + json.dumps(content).encode())
         return digest.hexdigest()
 

@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
-from bayestune.evaluation.evaluate import Evaluation, detection, evaluate, score
+from bayestune.evaluation.detection import SCORES, detection
+from bayestune.evaluation.evaluate import Evaluation, evaluate, score
+from bayestune.evaluation.regression import RegressionEvaluation, score_regression
 
-__all__ = ["Evaluation", "detection", "evaluate", "score"]
+__all__ = [
+    "SCORES",
+    "Evaluation",
+    "RegressionEvaluation",
+    "detection",
+    "evaluate",
+    "score",
+    "score_regression",
+]

@@ -11,17 +11,11 @@ import torch
 from bayestune import metrics
 from bayestune.data import Task
 from bayestune.errors import DataError
+from bayestune.evaluation.detection import detection, detection_intervals
+from bayestune.evaluation.regression import RegressionEvaluation, score_regression
 from bayestune.model import BayesModel, Texts
-from bayestune.prediction import Prediction
+from bayestune.prediction import Prediction, RegressionPrediction
 from bayestune.progress import Progress, silent
-
-#: Scores of unfamiliarity by name: the higher, the less familiar.
-SCORES = {
-    "max_prob": lambda p: -p.confidence,
-    "entropy": lambda p: p.entropy,
-    "mutual_information": lambda p: p.epistemic,
-    "density": lambda p: p.ood_score,
-}
 
 
 @dataclass(frozen=True)
@@ -64,11 +58,17 @@ class Evaluation:
     targets: torch.Tensor = field(repr=False)
     ood_predictions: dict[str, Prediction] = field(repr=False)
 
+    @property
+    def scalars(self) -> dict[str, float]:
+        """The metrics by name, without the number of rows."""
+        names = ("accuracy", "nll", "ece", "adaptive_ece", "mce", "brier", "aurc")
+        return {name: getattr(self, name) for name in names}
+
     def to_json(self) -> dict[str, Any]:
         """Return the numbers, without the predictions."""
-        scalars = ("n", "accuracy", "nll", "ece", "adaptive_ece", "mce", "brier", "aurc")
         return {
-            **{name: getattr(self, name) for name in scalars},
+            "n": self.n,
+            **self.scalars,
             "intervals": {name: list(ends) for name, ends in self.intervals.items()},
             "ood": self.ood,
             "ood_intervals": {
@@ -85,8 +85,8 @@ def evaluate(
     ood: Mapping[str, Texts] | None = None,
     batch_size: int = 32,
     progress: Progress = silent,
-) -> Evaluation:
-    """Measure accuracy, calibration and out-of-distribution detection.
+) -> Evaluation | RegressionEvaluation:
+    """Measure accuracy (or errors of numbers), calibration and out-of-distribution detection.
 
     Args:
         model: the model.
@@ -110,7 +110,9 @@ def evaluate(
     for name, rows in ((data.title, prediction), *others.items()):
         if not len(rows):
             raise DataError(f"{name}: there are no rows to evaluate on.")
-    return score(prediction, targets, others)
+    if isinstance(prediction, RegressionPrediction):
+        return score_regression(prediction, targets, others)  # pyright: ignore[reportArgumentType]
+    return score(prediction, targets, others)  # pyright: ignore[reportArgumentType]
 
 
 def score(
@@ -150,36 +152,10 @@ def score(
         aurc=metrics.aurc(confidence, correct),
         intervals={name: (interval.low, interval.high) for name, interval in intervals.items()},
         ood={name: detection(prediction, other) for name, other in others.items()},
-        ood_intervals={name: _uncertain(prediction, other) for name, other in others.items()},
+        ood_intervals={
+            name: detection_intervals(prediction, other) for name, other in others.items()
+        },
         prediction=prediction,
         targets=targets,
         ood_predictions=others,
     )
-
-
-def detection(inside: Prediction, outside: Prediction) -> dict[str, float]:
-    """Return how well each score tells outside rows (the positives) from inside ones."""
-    found: dict[str, float] = {}
-    for key, metric in (
-        ("auroc", metrics.auroc),
-        ("aupr", metrics.aupr),
-        ("fpr95", metrics.fpr_at_recall),
-    ):
-        for name, score in SCORES.items():
-            found[_key(key, name)] = metric(score(inside), score(outside))
-    return found
-
-
-def _uncertain(inside: Prediction, outside: Prediction) -> dict[str, tuple[float, float]]:
-    """Return bootstrap intervals of `detection`'s AUROCs and of its FPR95 by max-prob."""
-    found: dict[str, tuple[float, float]] = {}
-    asked = [("auroc", metrics.auroc, name) for name in SCORES]
-    for key, metric, name in (*asked, ("fpr95", metrics.fpr_at_recall, "max_prob")):
-        scores = SCORES[name](inside), SCORES[name](outside)
-        interval = metrics.bootstrap_interval(metric, *scores, together=False)
-        found[_key(key, name)] = (interval.low, interval.high)
-    return found
-
-
-def _key(metric: str, score: str) -> str:
-    return "fpr95" if (metric, score) == ("fpr95", "max_prob") else f"{metric}_{score}"

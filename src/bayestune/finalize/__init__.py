@@ -6,6 +6,12 @@ from bayestune.finalize.features import Features
 from bayestune.finalize.generative import generative_head, to_generative
 from bayestune.finalize.options import KAPPAS
 from bayestune.finalize.refresh import REFRESHES
+from bayestune.finalize.regression import (
+    finish_regression,
+    fit_std_factor,
+    regression_losses,
+    regression_predictive,
+)
 from bayestune.finalize.select import Candidate, has_choices, select
 from bayestune.finalize.temperature import (
     clearly_worse,
@@ -22,12 +28,16 @@ __all__ = [
     "Candidate",
     "Features",
     "clearly_worse",
+    "finish_regression",
+    "fit_std_factor",
     "fit_temperature",
     "generative_head",
     "has_choices",
     "held_out_nll",
     "item_nll",
     "predictive_at",
+    "regression_losses",
+    "regression_predictive",
     "search_temperature",
     "select",
     "to_generative",

@@ -13,15 +13,17 @@ class Features:
 
     Attributes:
         phi: pooled features ``(N, D)`` in fp32, on the CPU.
-        labels: class indices ``(N,)``.
+        labels: class indices ``(N,)``, or numbers ``(N, 1)``.
         mask: which classes exist for a row, bool ``(N, K)``; None where all do.
         weights: sample weights of mean one ``(N,)``; None for ones.
+        unit: what one unit of the numbers is in the user's own; 1 for classes.
     """
 
     phi: Tensor
     labels: Tensor
     mask: Tensor | None = None
     weights: Tensor | None = None
+    unit: float = 1.0
 
     def __len__(self) -> int:
         return self.phi.shape[0]

@@ -151,7 +151,7 @@ def _trained(head: Head, phi: Tensor, scales: Sequence[float]) -> Iterator[Optio
         return
     mu, var = head.moments(phi)
     for scale in scales:
-        yield Option("trained", scale, _cost(scale**-2), mu, var * scale**2)
+        yield Option("trained", scale, precision_cost(scale**-2), mu, var * scale**2)
 
 
 def _refreshed(
@@ -162,7 +162,9 @@ def _refreshed(
     for precision in precisions:
         tau = precision * unit
         var, excess = form.variance(phi, tau), refresh.excess(form, fit.phi, tau)
-        yield Option("refreshed", precision, _cost(precision), mu, var, form, tau, excess=excess)
+        yield Option(
+            "refreshed", precision, precision_cost(precision), mu, var, form, tau, excess=excess
+        )
 
 
 def _at_modes(
@@ -184,7 +186,7 @@ def _at_modes(
         yield Option(
             "refreshed",
             precision,
-            _cost(precision),
+            precision_cost(precision),
             phi @ mean.T,
             form.variance(phi, tau),
             form,
@@ -264,5 +266,6 @@ def _unit(head: Head) -> float:
     return float((-rows_of(head).log_prior_variance).exp())
 
 
-def _cost(precision: float) -> float:
+def precision_cost(precision: float) -> float:
+    """Return what the prior charges a precision in units of the prior's own, in nats."""
     return (math.log(precision) / PRIOR_SD) ** 2 / 2

@@ -87,11 +87,8 @@ def select(
         ConfigError: if something is to be chosen and nothing is held out.
     """
     values = grid(config, kl)
-    if held_out is None and has_choices(config, kl):
-        raise ConfigError(
-            "finalize.precision, finalize.scale and finalize.temperature are chosen on "
-            "held-out rows: give a validation set or train.hold_out above 0, or fix them."
-        )
+    if held_out is None:
+        require_held_out(config, kl)
     phi = fit.phi[:0] if held_out is None else held_out.phi
     temperature = 1.0 if isinstance(config.temperature, str) else float(config.temperature)
     tried: list[Candidate] = []
@@ -135,6 +132,15 @@ def _probs(
     if isinstance(head, OrdinalHead):
         return head.at(option.mu, option.var, temperature).probs
     return predictive_at(option.mu, option.var, temperature, rows.mask, predict).probs
+
+
+def require_held_out(config: FinalizeConfig, kl: float | str = "auto") -> None:
+    """Raise ConfigError where a recipe leaves something to held-out rows and there are none."""
+    if has_choices(config, kl):
+        raise ConfigError(
+            "finalize.precision, finalize.scale and finalize.temperature are chosen on held-out "
+            "rows: give a validation set or train.hold_out above 0, or fix them."
+        )
 
 
 def _preferred(

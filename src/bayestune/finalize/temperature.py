@@ -121,12 +121,29 @@ def search_temperature(
     Returns:
         T and the mean negative log-likelihood there, in nats.
     """
+
+    def nll(temperature: float) -> float:
+        return held_out_nll(probs(temperature), labels)
+
+    return best_temperature(nll, len(labels), start)
+
+
+def best_temperature(
+    nll: Callable[[float], float], rows: int, start: float = 1.0
+) -> tuple[float, float]:
+    """Return the T of the least mean loss plus (ln T)² / (2 · 0.5² · rows), and the loss there.
+
+    Args:
+        nll: the mean loss of held-out rows at a temperature, in nats.
+        rows: how many there are.
+        start: where to begin.
+    """
     found: dict[float, float] = {}
 
     def loss(log2: float) -> float:
         if log2 not in found:
-            found[log2] = held_out_nll(probs(2.0**log2), labels)
-        return found[log2] + (log2 * math.log(2)) ** 2 / (2 * PRIOR_SD**2 * len(labels))
+            found[log2] = nll(2.0**log2)
+        return found[log2] + (log2 * math.log(2)) ** 2 / (2 * PRIOR_SD**2 * rows)
 
     x = minimise(loss, math.log2(start), _STEP, _FINE, _RANGE)
     return 2.0**x, found[x]

@@ -6,6 +6,7 @@ from bayestune.head.gaussian import GaussianHead
 from bayestune.head.generative import GenerativeHead
 from bayestune.head.installation import install
 from bayestune.head.linear import LinearHead
+from bayestune.head.noise import Noise
 from bayestune.head.ordinal import OrdinalHead
 
-__all__ = ["GaussianHead", "GenerativeHead", "LinearHead", "OrdinalHead", "install"]
+__all__ = ["GaussianHead", "GenerativeHead", "LinearHead", "Noise", "OrdinalHead", "install"]

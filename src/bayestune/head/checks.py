@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from bayestune.errors import ConfigError, StoreError
+from bayestune.errors import ConfigError, ModelError, StoreError
 
 
 def require_positive(name: str, value: float) -> None:
@@ -17,12 +17,12 @@ def require_positive(name: str, value: float) -> None:
         raise ConfigError(f"{name} is {value!r}; it must be positive and finite.")
 
 
-def require_sizes(num_classes: int, in_features: int, least: int = 2) -> None:
-    """Raise ConfigError unless there are enough classes and one feature."""
-    if num_classes < least or in_features < 1:
+def require_sizes(num_classes: int, in_features: int) -> None:
+    """Raise ConfigError unless there are two classes and one feature."""
+    if num_classes < 2 or in_features < 1:
         raise ConfigError(
             f"A head over {num_classes} classes and {in_features} features was asked for; "
-            f"it needs at least {least} classes and 1 feature."
+            "it needs at least 2 classes and 1 feature."
         )
 
 
@@ -31,7 +31,7 @@ def starting_rows(rows: Tensor | None, num_classes: int, in_features: int) -> Te
 
     Args:
         rows: rows of a pretrained output layer, ``(K, D)``.
-        num_classes: number of classes K.
+        num_classes: number of classes (or of numbers) K.
         in_features: feature dimension D.
 
     Returns:
@@ -40,12 +40,25 @@ def starting_rows(rows: Tensor | None, num_classes: int, in_features: int) -> Te
     Raises:
         ConfigError: the rows have another shape.
     """
+    if num_classes < 1 or in_features < 1:
+        raise ConfigError(
+            f"A head of {num_classes} outputs and {in_features} features was asked for; "
+            "it needs at least 1 of each."
+        )
     shape = (num_classes, in_features)
     if rows is None:
         return torch.zeros(shape)
     if tuple(rows.shape) != shape:
         raise ConfigError(f"rows have shape {tuple(rows.shape)}; the head needs {shape}.")
     return rows.detach().to("cpu", torch.float32, copy=True)
+
+
+def require_classes(num_classes: int) -> None:
+    """Raise ModelError where a softmax would be over a single class, which is always right."""
+    if num_classes < 2:
+        raise ModelError(
+            "The head has 1 output; a classifier needs at least 2 classes, and a number a noise."
+        )
 
 
 def match(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from types import ModuleType
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from bayestune.head import checks, energy
 from bayestune.head.families import FAMILIES, MEASURED, TRAINED, Name, eigenbasis
 from bayestune.head.precision import full_precision, no_autocast
 from bayestune.posterior import bounds
+
+if TYPE_CHECKING:
+    from bayestune.head.noise import Noise
 
 Prior = Literal["zero", "pretrained"]
 Bound = Literal["jensen", "tilted", "exact", "monte_carlo"]
@@ -30,9 +33,12 @@ _DRAWS = 8
 class GaussianHead(nn.Module):
     """q(W) = Π_k N(w_k; weight_k, S_k), logits z = Wh, S_k of one of the covariance families.
 
+    With a noise the outputs are the latent means of numbers instead: the same posterior under
+    another likelihood.
+
     Args:
         in_features: feature dimension D.
-        num_classes: number of classes K; 1 for the one score of ordered classes.
+        num_classes: number of classes (or of numbers) K; 1 for the score of ordered classes.
         prior: centre of the prior: ``"zero"``, or the pretrained ``rows``.
         rows: rows of a pretrained output layer for the K classes, ``(K, D)``.
         prior_scale: prior logit variance relative to 2 · max(1, ln K).
@@ -42,6 +48,7 @@ class GaussianHead(nn.Module):
         bound: how the expected log likelihood is bounded or estimated, see `posterior.bounds`.
         learn_prior: whether `update_prior` moves the prior variance to its optimum.
         feature_energy: E‖h‖² where it is known already; see `set_feature_energy`.
+        noise: what is around a number; None for classes.
 
     Attributes:
         weight: posterior mean in raw feature units, parameter, ``(K, D)``.
@@ -81,6 +88,7 @@ class GaussianHead(nn.Module):
         bound: Bound = "jensen",
         learn_prior: bool = False,
         feature_energy: float | None = None,
+        noise: Noise | None = None,
     ) -> None:
         super().__init__()
         if prior not in get_args(Prior):
@@ -94,7 +102,6 @@ class GaussianHead(nn.Module):
             raise ConfigError(
                 f"prior={prior!r} but {given}: pass rows (K, D) with prior='pretrained' only."
             )
-        checks.require_sizes(num_classes, in_features, least=1)
         checks.require_positive("prior_scale", prior_scale)
         checks.require_positive("init_scale", init_scale)
         checks.require_positive("columns", columns)
@@ -103,6 +110,7 @@ class GaussianHead(nn.Module):
         self.covariance: Name = covariance
         self.columns = columns
         self.likelihood, self.learn_prior = bound, learn_prior
+        self.noise = noise
         centre = checks.starting_rows(rows, num_classes, in_features)
         self.weight = nn.Parameter(centre.clone())
         self.register_buffer("prior_mean", centre)
@@ -138,6 +146,8 @@ class GaussianHead(nn.Module):
         measured = energy.measure(h_or_value)
         self.feature_energy.fill_(measured)
         self._set_scales(measured)
+        if self.noise is not None:
+            self.noise.set_feature_energy(measured)
         if self.covariance == "eigen":
             if not isinstance(h_or_value, Tensor) or h_or_value.ndim != 2:
                 raise ModelError("covariance='eigen' is set by features (N, D), not by an energy.")
@@ -157,6 +167,8 @@ class GaussianHead(nn.Module):
         for name in self._spread_tensors().keys() - MEASURED:
             start = energy.initial_scale(measured, self.init_scale)
             factors[name] = start if name == "factor" else 1.0
+        if self.noise is not None:
+            factors |= {f"noise.{name}": f for name, f in self.noise.lr_factors().items()}
         return factors
 
     def forward(self, h: Tensor) -> Tensor:
@@ -189,7 +201,7 @@ class GaussianHead(nn.Module):
 
         Args:
             h: features, ``(B, D)``.
-            labels: class indices, ``(B,)``.
+            labels: class indices ``(B,)``, or numbers ``(B, K)``.
             mask: which classes exist for a row, bool ``(B, K)``.
             weights: factors on the examples, ``(B,)``.
 
@@ -197,6 +209,8 @@ class GaussianHead(nn.Module):
             The bound in nats, ``(B,)``; with ``bound="monte_carlo"`` it draws from the global
             generator.
         """
+        if self.noise is None:
+            checks.require_classes(self.num_classes)
         if FAMILIES[self.family].correlated:
             raise ModelError(
                 f"The {self.family} covariance couples the classes and came with a refresh; no "
@@ -204,7 +218,9 @@ class GaussianHead(nn.Module):
             )
         mu, var = self.moments(h)
         with no_autocast(mu):
-            if self.likelihood == "monte_carlo":
+            if self.noise is not None:
+                bound = self.noise.bound(full_precision(h, self.weight), mu, var, labels)
+            elif self.likelihood == "monte_carlo":
                 noise = torch.randn((_DRAWS, *mu.shape), dtype=mu.dtype, device=mu.device)
                 bound = bounds.monte_carlo(mu, var, labels, noise, mask)
             else:
@@ -216,7 +232,8 @@ class GaussianHead(nn.Module):
         energy.known(self.feature_energy)
         variance = self.log_prior_variance.exp()
         with no_autocast(self.weight):
-            return self._posterior.kl(self.weight, self.spread, self.prior_mean, variance)
+            kl = self._posterior.kl(self.weight, self.spread, self.prior_mean, variance)
+        return kl if self.noise is None else kl + self.noise.kl()
 
     @torch.no_grad()
     def update_prior(self) -> None:
@@ -230,12 +247,17 @@ class GaussianHead(nn.Module):
         """Divide all logits by T for good: softmax(z / T) becomes softmax(z), draw by draw.
 
         Means and standard deviations of posterior and prior are divided alike, which leaves the
-        KL unchanged.
+        KL unchanged. With a noise T multiplies the standard deviations of posterior and noise, and
+        so those of the predictive; the mean stays.
 
         Args:
             temperature: T, positive.
         """
         checks.require_positive("temperature", temperature)
+        if self.noise is not None:
+            self.scale_spread(temperature)
+            self.noise.rescale(temperature)
+            return
         self.weight.div_(temperature)
         self.prior_mean.div_(temperature)
         self.log_prior_variance.sub_(2 * math.log(temperature))
@@ -262,13 +284,14 @@ class GaussianHead(nn.Module):
         Raises:
             StoreError: a tensor is missing, unknown or of another shape.
         """
-        checks.match({**self._prior_tensors(), **tensors}, {family: self._shapes(family, tensors)})
+        kept = {**self._prior_tensors(), **self._noise_tensors()}
+        checks.match({**kept, **tensors}, {family: self._shapes(family, tensors)})
         self._install(family, tensors)
 
     def posterior_tensors(self) -> dict[str, Tensor]:
         """Return all that defines the posterior beside ``weight``, by name, for storage."""
         spread = {name: t.detach() for name, t in self._spread_tensors().items()}
-        return {**self._prior_tensors(), **spread}
+        return {**self._prior_tensors(), **spread, **self._noise_tensors()}
 
     @torch.no_grad()
     def load_posterior(self, tensors: Mapping[str, Tensor]) -> None:
@@ -279,10 +302,11 @@ class GaussianHead(nn.Module):
         """
         families = {str(name): self._shapes(name, tensors) for name in FAMILIES}
         family: Name = checks.match(tensors, families)  # pyright: ignore[reportAssignmentType]
-        prior = self._prior_tensors()
-        self._install(family, {k: v for k, v in tensors.items() if k not in prior})
-        for name in prior:
-            getattr(self, name).copy_(tensors[name])
+        prior, noise = self._prior_tensors(), self._noise_tensors()
+        kept = prior.keys() | noise.keys()
+        self._install(family, {k: v for k, v in tensors.items() if k not in kept})
+        for name, own in {**prior, **noise}.items():
+            own.copy_(tensors[name])
 
     def extra_repr(self) -> str:
         return (
@@ -329,8 +353,12 @@ class GaussianHead(nn.Module):
         K, D = self.weight.shape
         columns = tensors["factor"].shape[-1] if "factor" in tensors else self.columns
         prior = {"prior_mean": (K, D), "log_prior_variance": (), "feature_energy": ()}
-        return {**prior, **FAMILIES[family].shapes(K, D, columns)}
+        noise = {name: tuple(t.shape) for name, t in self._noise_tensors().items()}
+        return {**prior, **noise, **FAMILIES[family].shapes(K, D, columns)}
 
     def _prior_tensors(self) -> dict[str, Tensor]:
         names = ("prior_mean", "log_prior_variance", "feature_energy")
         return {name: getattr(self, name) for name in names}
+
+    def _noise_tensors(self) -> dict[str, Tensor]:
+        return {} if self.noise is None else self.noise.tensors()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +13,19 @@ from bayestune.head import checks, energy
 from bayestune.head.precision import full_precision, no_autocast
 from bayestune.posterior import bounds
 
+if TYPE_CHECKING:
+    from bayestune.head.noise import Noise
+
 
 class LinearHead(nn.Module):
     """Deterministic logits z = Wh without bias, in float32.
 
     Args:
         in_features: feature dimension D.
-        num_classes: number of classes K.
+        num_classes: number of classes (or of numbers) K.
         rows: initial weights, ``(K, D)``; zeros, hence equal probabilities, where absent.
         feature_energy: E‖h‖² where it is known already; see `set_feature_energy`.
+        noise: what is around a number; None for classes.
 
     Attributes:
         weight: parameter, ``(K, D)``.
@@ -42,10 +47,11 @@ class LinearHead(nn.Module):
         num_classes: int,
         rows: Tensor | None = None,
         feature_energy: float | None = None,
+        noise: Noise | None = None,
     ) -> None:
         super().__init__()
-        checks.require_sizes(num_classes, in_features)
         self.in_features, self.num_classes = in_features, num_classes
+        self.noise = noise
         self.weight = nn.Parameter(checks.starting_rows(rows, num_classes, in_features))
         self.register_buffer("feature_energy", torch.tensor(math.nan))
         if feature_energy is not None:
@@ -54,7 +60,10 @@ class LinearHead(nn.Module):
     @torch.no_grad()
     def set_feature_energy(self, h_or_value: Tensor | float) -> None:
         """Measure E‖h‖² on training features ``(N, D)``, or set it; it scales the learning rate."""
-        self.feature_energy.fill_(energy.measure(h_or_value))
+        measured = energy.measure(h_or_value)
+        self.feature_energy.fill_(measured)
+        if self.noise is not None:
+            self.noise.set_feature_energy(measured)
 
     def start(self, phi: Tensor, labels: Tensor, weights: Tensor | None = None) -> None:
         """Set all scales by training features ``(N, D)``; labels and weights are not looked at."""
@@ -63,7 +72,10 @@ class LinearHead(nn.Module):
     def lr_factors(self) -> dict[str, float]:
         """Return the factor on the learning rate of each parameter."""
         measured = energy.known(self.feature_energy)
-        return {"weight": energy.lr_factor(measured, self.in_features)}
+        factors = {"weight": energy.lr_factor(measured, self.in_features)}
+        if self.noise is not None:
+            factors |= {f"noise.{name}": f for name, f in self.noise.lr_factors().items()}
+        return factors
 
     def forward(self, h: Tensor) -> Tensor:
         """Return logits ``(..., K)`` for features ``(..., D)``."""
@@ -83,34 +95,43 @@ class LinearHead(nn.Module):
         mask: Tensor | None = None,
         weights: Tensor | None = None,
     ) -> Tensor:
-        """Return the log likelihood log softmax(z)_y of each example, ``(B,)``.
+        """Return the log likelihood of each example in nats, ``(B,)``.
 
         Args:
             h: features, ``(B, D)``.
-            labels: class indices, ``(B,)``.
+            labels: class indices ``(B,)``, or numbers ``(B, K)``.
             mask: which classes exist for a row, bool ``(B, K)``.
             weights: factors on the examples, ``(B,)``.
         """
         mu, var = self.moments(h)
-        log_likelihood = bounds.jensen(mu, var, labels, mask)
+        if self.noise is None:
+            checks.require_classes(self.num_classes)
+            log_likelihood = bounds.jensen(mu, var, labels, mask)
+        else:
+            with no_autocast(mu):
+                log_likelihood = self.noise.bound(full_precision(h, self.weight), mu, var, labels)
         return log_likelihood if weights is None else weights * log_likelihood
 
     def kl(self) -> Tensor:
-        """Return 0: a point has no posterior to compare."""
-        return self.weight.new_zeros(())
+        """Return 0: a point has no posterior to compare, unless its noise has one."""
+        return self.weight.new_zeros(()) if self.noise is None else self.noise.kl()
 
     def update_prior(self) -> None:
         """Do nothing: a point has no prior."""
 
     @torch.no_grad()
     def fold_temperature(self, temperature: float) -> None:
-        """Divide all logits by T for good."""
+        """Divide all logits by T for good, or multiply the deviation of the noise by it."""
         checks.require_positive("temperature", temperature)
+        if self.noise is not None:
+            self.noise.rescale(temperature)
+            return
         self.weight.div_(temperature)
 
     def posterior_tensors(self) -> dict[str, Tensor]:
         """Return all that is to be stored beside ``weight``, by name."""
-        return {"feature_energy": self.feature_energy.detach()}
+        noise = {} if self.noise is None else self.noise.tensors()
+        return {"feature_energy": self.feature_energy.detach(), **noise}
 
     @torch.no_grad()
     def load_posterior(self, tensors: Mapping[str, Tensor]) -> None:
@@ -119,8 +140,10 @@ class LinearHead(nn.Module):
         Raises:
             StoreError: the tensors are not those of a point head.
         """
-        checks.match(tensors, {self.family: {"feature_energy": ()}})
-        self.feature_energy.copy_(tensors["feature_energy"])
+        own = self.posterior_tensors()
+        checks.match(tensors, {self.family: {name: tuple(t.shape) for name, t in own.items()}})
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, num_classes={self.num_classes}"

@@ -13,6 +13,7 @@ from bayestune.config import PredictConfig, Recipe
 from bayestune.data import Task
 from bayestune.finalize import Features
 from bayestune.posterior.predictive import Predictive
+from bayestune.posterior.regression import RegressionPredictive
 from bayestune.progress import Progress, silent
 
 
@@ -62,11 +63,11 @@ class Finalize(Protocol):
 
 
 class Predict(Protocol):
-    """Return the predictive of features ``(B, D)``."""
+    """Return the predictive of features ``(B, D)``; of numbers in units of the targets' scale."""
 
     def __call__(
         self, head: nn.Module, phi: Tensor, config: PredictConfig, mask: Tensor | None = None
-    ) -> Predictive: ...
+    ) -> Predictive | RegressionPredictive: ...
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,18 @@ from bayestune.errors import ConfigError
 from bayestune.finalize import (
     REFRESHES,
     Features,
+    finish_regression,
     fit_temperature,
     generative_head,
     predictive_at,
+    regression_predictive,
     select,
     to_generative,
 )
-from bayestune.head import GaussianHead, GenerativeHead, LinearHead, OrdinalHead
+from bayestune.head import GaussianHead, GenerativeHead, LinearHead, Noise, OrdinalHead
 from bayestune.methods.contract import Parts, Terms
 from bayestune.posterior.predictive import Predictive
+from bayestune.posterior.regression import RegressionPredictive
 from bayestune.progress import Progress, silent
 
 
@@ -57,14 +60,14 @@ def make_head(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Re
         example = Example(id=0, question="?", choices=tuple(names))
         prompt = str(render(example, recipe.prompt, decoder=True, tokenizer=tokenizer))
         rows = output_rows(source, base, label_token_ids(tokenizer, prompt, names))
-    common: dict[str, Any] = {"in_features": base.width, "num_classes": len(task.labels)}
-    kind = recipe.head.kind
+    kind, noise = recipe.head.kind, _make_noise(base, task, recipe)
+    common: dict[str, Any] = {"in_features": base.width, "num_classes": task.outputs}
     if kind == "generative":
         if recipe.head.joint:
             return generative_head(recipe, **common)
         kind = "linear" if recipe.train.kl == 0 else "gaussian"  # until training has ended
     if kind == "linear":
-        return LinearHead(**common, rows=rows)
+        return LinearHead(**common, rows=rows, noise=noise)
     common |= {
         "prior_scale": recipe.head.prior_scale,
         "init_scale": recipe.head.init_scale,
@@ -75,7 +78,31 @@ def make_head(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Re
     if kind == "ordinal":
         _require_order(task)
         return OrdinalHead(**common)
-    return GaussianHead(**common, prior=prior, rows=rows, bound=recipe.head.bound)
+    return GaussianHead(**common, prior=prior, rows=rows, bound=recipe.head.bound, noise=noise)
+
+
+def _make_noise(base: Base, task: Task, recipe: Recipe) -> Noise | None:
+    """Return what is around a predicted number; None for classes.
+
+    Raises:
+        ConfigError: if the recipe asks of one kind of task what only the other has.
+    """
+    config = recipe.head
+    if task.kind == "regression":
+        if config.kind not in ("gaussian", "linear"):
+            raise ConfigError(
+                f"head.kind={config.kind} is about classes; a number takes gaussian or linear."
+            )
+        if config.bound != "jensen":
+            raise ConfigError(
+                f"head.bound={config.bound} is about classes; a number's likelihood needs none."
+            )
+        return Noise(config.noise, in_features=base.width)
+    if config.noise != "gaussian":
+        raise ConfigError(
+            f"head.noise={config.noise} is about numbers; ask for regression (--task regression)."
+        )
+    return None
 
 
 def loss(head: nn.Module, batch: Features) -> Terms:
@@ -94,7 +121,8 @@ def finalize(
     """Choose the covariance and fold one temperature into the posterior, as the recipe says.
 
     A point head that is to be refreshed becomes a Gaussian one around the same mean; with
-    ``head.kind=generative`` a generative head takes the place of the one that was trained.
+    ``head.kind=generative`` a generative head takes the place of the one that was trained. For
+    numbers the temperature is a factor on the predictive standard deviations.
     """
     config = recipe.finalize
     report: dict[str, Any] = {"covariance": "none", "value": None}
@@ -104,6 +132,14 @@ def finalize(
     if generative:
         head, report = to_generative(head, fit, held_out, recipe)
         temperature = report["temperature"]
+    elif isinstance(head, GaussianHead | LinearHead) and head.noise is not None:
+        tried, chosen = finish_regression(head, fit, held_out, config, progress)
+        temperature = chosen.temperature
+        if isinstance(head, GaussianHead):
+            report = {**vars(chosen), "family": head.family, "tried": [vars(c) for c in tried]}
+        with torch.no_grad():
+            std = float(head.noise.variance(fit.phi).mean().sqrt()) * temperature * fit.unit
+        report["noise"] = {"kind": head.noise.kind, "std": std, "dof": head.noise.dof}
     elif isinstance(head, GaussianHead | OrdinalHead):
         tried, chosen = select(
             head, fit, held_out, config, recipe.predict, progress, kl=recipe.train.kl
@@ -129,8 +165,10 @@ def finalize(
 
 def predict(
     head: nn.Module, phi: Tensor, config: PredictConfig, mask: Tensor | None = None
-) -> Predictive:
+) -> Predictive | RegressionPredictive:
     """Return the predictive of features ``(B, D)``: a point for point heads, else averaged."""
+    if isinstance(head, GaussianHead | LinearHead) and head.noise is not None:
+        return regression_predictive(head, phi)
     with torch.no_grad():
         if isinstance(head, GenerativeHead):
             samples = None if config.samples == "auto" else int(config.samples)
@@ -155,13 +193,14 @@ def _require_order(task: Task) -> None:
         )
 
 
-def _gaussian_around(head: nn.Module, fit: Features, prior_scale: float) -> GaussianHead:
+def _gaussian_around(head: LinearHead, fit: Features, prior_scale: float) -> GaussianHead:
     """Return a Gaussian head with the same mean, its prior in the units of these features."""
-    weight: Tensor = head.weight.detach()  # pyright: ignore
+    weight = head.weight.detach()
     gaussian = GaussianHead(
         in_features=weight.shape[1], num_classes=weight.shape[0], prior_scale=prior_scale
     )
     gaussian.set_feature_energy(fit.phi)
+    gaussian.noise = head.noise  # as trained; the energy would set it anew
     gaussian = gaussian.to(weight.device)
     with torch.no_grad():
         gaussian.weight.copy_(weight)

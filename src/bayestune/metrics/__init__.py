@@ -22,6 +22,13 @@ from bayestune.metrics.calibration import (
 from bayestune.metrics.classification import accuracy, brier, nll, top_label
 from bayestune.metrics.density import Density, density_score, fit_density
 from bayestune.metrics.ood import aupr, auroc, fpr_at_recall
+from bayestune.metrics.regression import (
+    absolute_error,
+    crps,
+    inside_interval,
+    regression_nll,
+    squared_error,
+)
 from bayestune.metrics.selective import (
     RiskCoverage,
     aurc,
@@ -37,6 +44,7 @@ __all__ = [
     "PairedDifference",
     "Reliability",
     "RiskCoverage",
+    "absolute_error",
     "accuracy",
     "adaptive_ece",
     "aupr",
@@ -46,17 +54,21 @@ __all__ = [
     "brier",
     "classwise_ece",
     "coverage_at_risk",
+    "crps",
     "density_score",
     "e_aurc",
     "ece",
     "fit_density",
     "fpr_at_recall",
+    "inside_interval",
     "mce",
     "mean_interval",
     "nll",
     "paired_difference",
+    "regression_nll",
     "reliability",
     "risk_at_coverage",
     "risk_coverage_curve",
+    "squared_error",
     "top_label",
 ]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from bayestune import metrics
-from bayestune.plots.style import new_figure, styles
+from bayestune.plots.style import new_figure, require_classes, styles
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,6 +21,7 @@ def reliability_figure(evaluations: Mapping[str, Evaluation], bins: int = 15) ->
         evaluations: by name of the method.
         bins: right-closed bins of equal width, as in the ECE.
     """
+    require_classes(evaluations.values())
     figure, axes = new_figure(len(evaluations))
     for axis, (name, evaluation) in zip(axes, evaluations.items(), strict=True):
         colour = styles(evaluations)[name]["color"]
@@ -55,6 +56,7 @@ def risk_coverage_figure(evaluations: Mapping[str, Evaluation]) -> Figure:
     Args:
         evaluations: by name of the method.
     """
+    require_classes(evaluations.values())
     figure, (axis,) = new_figure(1, width=4.4)
     for name, style in styles(evaluations).items():
         evaluation = evaluations[name]

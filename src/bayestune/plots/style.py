@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bayestune.errors import ConfigError
+from bayestune.evaluation import Evaluation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,6 +38,12 @@ def new_figure(columns: int, width: float = 3.6, height: float = 3.4) -> tuple[F
         axis.set_axisbelow(True)
         axis.tick_params(labelsize=8)
     return figure, axes
+
+
+def require_classes(evaluations: Iterable[object]) -> None:
+    """Raise ConfigError where an evaluation is of numbers, which these figures cannot show."""
+    if not all(isinstance(evaluation, Evaluation) for evaluation in evaluations):
+        raise ConfigError("This figure shows predicted classes; an evaluation is of numbers.")
 
 
 def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from bayestune.evaluation.evaluate import SCORES
-from bayestune.plots.style import COLOURS, new_figure, styles
+from bayestune.evaluation import SCORES
+from bayestune.plots.style import COLOURS, new_figure, require_classes, styles
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,6 +30,7 @@ def unfamiliar_figure(evaluation: Evaluation, name: str) -> Figure:
         evaluation: of one method.
         name: of the out-of-distribution set.
     """
+    require_classes([evaluation])
     inside, outside = evaluation.prediction, evaluation.ood_predictions[name]
     figure, axes = new_figure(len(SCORES), width=3.0)
     for axis, (key, score) in zip(axes, SCORES.items(), strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bayestune.posterior import (
     bounds,
     classes,
+    conjugate,
     curvature,
     dense,
     diagonal,
@@ -17,6 +18,7 @@ from bayestune.posterior import (
     low_rank,
     ordinal,
     projection,
+    regression,
     subspace,
 )
 from bayestune.posterior.ascent import Ascent, ascend
@@ -29,6 +31,7 @@ __all__ = [
     "ascend",
     "bounds",
     "classes",
+    "conjugate",
     "curvature",
     "dense",
     "diagonal",
@@ -42,5 +45,6 @@ __all__ = [
     "mode",
     "ordinal",
     "projection",
+    "regression",
     "subspace",
 ]

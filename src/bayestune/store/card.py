@@ -18,7 +18,7 @@ tags:
 
 # {title}
 
-{summary}. Classes: {classes}.
+{summary}. {predicts}
 
 With its uncertainty ([bayestune](https://pypi.org/project/bayestune), version {version}):
 
@@ -27,7 +27,7 @@ import bayestune as bt
 
 model = bt.load("PATH")
 pred = model.predict({example})
-pred.labels, pred.probs, pred.aleatoric, pred.epistemic, pred.ood_score
+{fields}, pred.aleatoric, pred.epistemic, pred.ood_score
 ```
 
 {stock}
@@ -43,6 +43,9 @@ model = {auto}.from_pretrained("PATH"{number})
 _MEAN = (
     "The mean classifier alone, by stock PEFT (texts go through the prompt in `bayestune.json`):"
 )
+_LATENT = """\
+The mean alone, by stock PEFT (texts go through the prompt in `bayestune.json`): the number is
+{mean!r} + {std!r} × the one logit, because that layer has no bias."""
 _FEATURES = (
     "The adapted backbone alone, by stock PEFT (the classifier stands in `posterior.safetensors`):"
 )
@@ -54,17 +57,20 @@ def card(model: BayesModel) -> str:
     classifier = adapter.task_type == "SEQ_CLS"
     names = [json.dumps(name, ensure_ascii=False) for name in list(model.labels)[:12]]
     more = len(model.labels) - len(names)
-    choice = model.task.kind == "choice"
+    choice, numbers = model.task.kind == "choice", model.task.kind == "regression"
+    stock = _LATENT.format(**vars(model.scaling)) if numbers else _MEAN
+    classes = ", ".join(names) + (f" and {more} more" if more > 0 else "")
     return _CARD.format(
         base=json.dumps(model.source.name, ensure_ascii=False),
         method=model.method.name,
         title=f"{model.method.name} on {model.source.name}",
         summary=model.method.summary,
-        classes=", ".join(names) + (f" and {more} more" if more > 0 else ""),
+        predicts="It predicts a number." if numbers else f"Classes: {classes}.",
+        fields="pred.mean, pred.std" if numbers else "pred.labels, pred.probs",
         version=__version__,
         example='[{"question": "…", "choices": ["…", "…"]}]' if choice else '["…"]',
-        stock=_MEAN if classifier else _FEATURES,
+        stock=stock if classifier else _FEATURES,
         registers="import bayestune\n" if model.recipe.adapter.kind == "polar" else "",
         auto=f"AutoPeftModelFor{'SequenceClassification' if classifier else 'FeatureExtraction'}",
-        number=f", num_labels={len(model.labels)}" if classifier else "",
+        number=f", num_labels={model.task.outputs}" if classifier else "",
     )

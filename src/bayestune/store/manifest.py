@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import platform
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def manifest_of(model: BayesModel, checksums: dict[str, str]) -> dict[str, Any]:
         "method": model.method.name,
         "head": head,
         "task": model.task.schema(),
+        **({"scaling": asdict(model.scaling)} if model.task.kind == "regression" else {}),
         "pooling": model.backbone.pooling,
         "base": {
             "name": model.source.name,

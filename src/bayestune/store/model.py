@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from bayestune import methods
 from bayestune.backbone import resolve
 from bayestune.config import Recipe, from_mapping
-from bayestune.data import Task
+from bayestune.data import Scaling, Task
 from bayestune.errors import BayestuneError, ModelError, StoreError
 from bayestune.files import checksum, new_folder, verify, write_json
 from bayestune.head import GaussianHead, GenerativeHead, LinearHead, OrdinalHead
@@ -93,6 +93,7 @@ def load(
     try:
         recipe = _recipe(manifest, {"model": base, "device": device, "dtype": dtype})
         task = Task.from_schema(manifest["task"])
+        scaling = Scaling(**manifest["scaling"]) if task.kind == "regression" else Scaling()
         known, kind = manifest["base"], _HEADS[manifest["head"]["kind"]]
         revision = known["revision"] if base is None else recipe.revision
         fingerprint, weights, trained = known["fingerprint"], known["weights"], known["dtype"]
@@ -114,7 +115,8 @@ def load(
         raise StoreError(f"{folder} is damaged: {error}.") from error
     _restore_head(model, kind, posterior)
     _restore_adapter(model, stored, posterior, folder)
-    model.density = _density(posterior, len(task.labels), model.head.in_features)  # pyright: ignore
+    model.density = _density(posterior, task.outputs, model.head.in_features)  # pyright: ignore
+    model.scaling = scaling
     model.notes = manifest.get("notes", {})
     return model
 
@@ -161,7 +163,9 @@ def _restore_head(model: BayesModel, kind: type[nn.Module], posterior: dict[str,
     """Give the model a head of the stored kind: a refreshed point head has become Gaussian."""
     head = model.head
     if type(head) is not kind:
-        head = kind(in_features=head.in_features, num_classes=head.num_classes)
+        sizes = {"in_features": head.in_features, "num_classes": head.num_classes}
+        noise = {"noise": head.noise} if kind in (GaussianHead, LinearHead) else {}
+        head = kind(**sizes, **noise)
     head.load_posterior(  # pyright: ignore[reportCallIssue]
         {k.removeprefix("head."): v for k, v in posterior.items() if k.startswith("head.")}
     )

@@ -17,11 +17,14 @@ from bayestune.finalize import (
     KAPPAS,
     Features,
     clearly_worse,
+    fit_std_factor,
     item_nll,
     predictive_at,
+    regression_losses,
+    regression_predictive,
     search_temperature,
 )
-from bayestune.head import GenerativeHead, LinearHead, OrdinalHead
+from bayestune.head import GaussianHead, GenerativeHead, LinearHead, OrdinalHead
 from bayestune.methods import Method
 from bayestune.model import BayesModel
 
@@ -67,8 +70,13 @@ def delivered_losses(
         predict: how logits become probabilities.
         tempered: whether a temperature will be fitted afterwards.
     """
+    if isinstance(head, GaussianHead | LinearHead) and head.noise is not None:
+        predictive = regression_predictive(head, rows.phi)
+        factor = fit_std_factor(predictive, rows)[0] if tempered else 1.0
+        return regression_losses(predictive, rows, factor)
     if not tempered:
-        return item_nll(method.predict(head, rows.phi, predict, rows.mask).probs, rows.labels)
+        probs = method.predict(head, rows.phi, predict, rows.mask).probs  # pyright: ignore
+        return item_nll(probs, rows.labels)
     with torch.no_grad():
         probs = _of_mean(head, rows)
         temperature, _ = search_temperature(probs, rows.labels)

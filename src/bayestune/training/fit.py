@@ -54,7 +54,7 @@ def fit(
 
     Raises:
         ConfigError: for an unknown key, or one that is fixed when a model is built.
-        DataError: if the tasks are not the model's or have fewer than two classes.
+        DataError: if the tasks are not the model's or have fewer than two classes or numbers.
         StoreError: if the run cannot be written, or one lies there already.
         NumericsError: if the loss stops being a number; the last checkpoint stays loadable.
     """
@@ -63,7 +63,7 @@ def fit(
     folder = None if out is None else Path(out)
     if resume and folder is None:
         raise ConfigError("resume needs the folder of the run to continue: give out.")
-    if sum(count > 0 for count in train.class_counts) < 2:
+    if train.kind != "regression" and sum(count > 0 for count in train.class_counts) < 2:
         raise DataError(
             f"{train.title}: all training rows are of one class; a classifier needs two or more."
         )

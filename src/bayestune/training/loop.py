@@ -180,7 +180,8 @@ class Loop:
         self.adapter.zero_grad()
         self.head.zero_grad()
         self.step += 1
-        return terms.nll.item(), terms.kl.item(), norm
+        # A density per unit of the user's numbers; log 1 = 0 for classes.
+        return terms.nll.item() + math.log(self.rows.unit), terms.kl.item(), norm
 
     def _step_posterior(self, rate: float) -> None:
         self.posterior.step()

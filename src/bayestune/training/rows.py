@@ -21,15 +21,17 @@ class Rows:
 
     Attributes:
         encoded: token ids.
-        labels: class indices ``(N,)``.
+        labels: class indices ``(N,)``, or numbers in the model's scaling ``(N, 1)``.
         mask: which classes exist ``(N, K)``; None where all do.
         weights: sample weights of mean one ``(N,)``; None for ones.
+        unit: what one unit of the numbers is in the user's own; 1 for classes.
     """
 
     encoded: Encoded
     labels: Tensor
     mask: Tensor | None
     weights: Tensor | None
+    unit: float = 1.0
 
     def __len__(self) -> int:
         return len(self.encoded.ids)
@@ -42,7 +44,7 @@ class Rows:
             return None if tensor is None else tensor[index].to(phi.device)
 
         labels = self.labels[index].to(phi.device)
-        return Features(phi, labels, pick(self.mask), pick(self.weights))
+        return Features(phi, labels, pick(self.mask), pick(self.weights), self.unit)
 
     def features(self, phi: Tensor) -> Features:
         """Return the features of all rows with their labels, on the features' device."""
@@ -54,10 +56,15 @@ def prepare(model: BayesModel, task: Task, class_weights: str = "none") -> Rows:
 
     Raises:
         DataError: if a row has no label or the task is not the model's.
-        ConfigError: if class weights name a class that is not there.
+        ConfigError: if class weights name a class that is not there, or there are no classes.
     """
     labels = model.targets(task)
     encoded = model.encode(model.read(task))
+    if task.kind == "regression":
+        if class_weights != "none":
+            raise ConfigError(f"train.class_weights={class_weights}: numbers have no classes.")
+        scaled = (labels - model.scaling.mean) / model.scaling.std
+        return Rows(encoded, scaled.float()[:, None], None, None, model.scaling.std)
     weights = sample_weights(class_weights, task.labels, labels)
     return Rows(encoded, labels, model.mask(task), weights)
 

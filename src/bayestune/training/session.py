@@ -20,6 +20,7 @@ from bayestune.head import GenerativeHead
 from bayestune.metrics import Density, fit_density
 from bayestune.model import BayesModel
 from bayestune.peft import adapter_report
+from bayestune.posterior.regression import RegressionPredictive
 from bayestune.progress import Advance, Progress
 from bayestune.training.checkpoint import (
     flatten,
@@ -143,8 +144,11 @@ class Session:
         return report
 
     def density(self, rows: Features) -> Density:
-        """Return the class densities of features, in fp32."""
-        density = fit_density(rows.phi, rows.labels, len(self.model.labels))
+        """Return the class densities of features, in fp32; numbers are of one class."""
+        labels = rows.labels
+        if self.model.task.kind == "regression":
+            labels = torch.zeros(len(rows), dtype=torch.int64)
+        density = fit_density(rows.phi, labels, self.model.task.outputs)
         return Density(
             density.means.float().cpu(), density.whitening.float().cpu(), density.present.cpu()
         )
@@ -272,10 +276,15 @@ class Session:
 
     def _validate(self, val: Rows) -> dict[str, float]:
         rows = val.features(self.features(val))
-        probs = self.model.method.predict(
+        predictive = self.model.method.predict(
             self.model.head, rows.phi, self.recipe.predict, rows.mask
-        ).probs
-        accuracy = float((probs.argmax(1) == rows.labels).float().mean())
+        )
+        if isinstance(predictive, RegressionPredictive):
+            error = (predictive.mean - rows.labels.flatten()).square().mean().sqrt()
+            row = {"val_rmse": float(error) * rows.unit}
+        else:
+            right = predictive.probs.argmax(1) == rows.labels
+            row = {"val_accuracy": float(right.float().mean())}
         self.losses = delivered_losses(
             self.model.method,
             self.model.head,
@@ -283,7 +292,7 @@ class Session:
             self.recipe.predict,
             tempered=self.recipe.finalize.temperature == "auto",
         )
-        return {"val_nll": float(self.losses.mean()), "val_accuracy": accuracy}
+        return {"val_nll": float(self.losses.mean()), **row}
 
     def _save_checkpoint(self, loop: Loop, name: str) -> None:
         if self.journal.out is None:
