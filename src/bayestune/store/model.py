@@ -163,9 +163,13 @@ def _restore_head(model: BayesModel, kind: type[nn.Module], posterior: dict[str,
     """Give the model a head of the stored kind: a refreshed point head has become Gaussian."""
     head = model.head
     if type(head) is not kind:
-        sizes = {"in_features": head.in_features, "num_classes": head.num_classes}
-        noise = {"noise": head.noise} if kind in (GaussianHead, LinearHead) else {}
-        head = kind(**sizes, **noise)
+        options: dict[str, Any] = {
+            "in_features": head.in_features,
+            "num_classes": head.num_classes,
+        }
+        if kind in (GaussianHead, LinearHead):
+            options["noise"] = head.noise
+        head = kind(**options)
     head.load_posterior(  # pyright: ignore[reportCallIssue]
         {k.removeprefix("head."): v for k, v in posterior.items() if k.startswith("head.")}
     )
