@@ -7,9 +7,11 @@ import torch
 from tiny_bases import move
 from torch import Tensor
 
-from bayestune.errors import NumericsError
+from bayestune.errors import ConfigError, NumericsError
+from bayestune.optim import step_deviations
 from bayestune.peft import adapter_report
-from bayestune.training.loop import Loop
+from bayestune.training import fit
+from bayestune.training.loop import DEVIATION_RATE, Loop
 
 BATCH = list(range(8))
 
@@ -123,6 +125,41 @@ def test_joint_takes_one_gradient_for_both(make, clear, make_loop, monkeypatch) 
     for got, gradient in zip(seen[0].values(), expected, strict=True):
         torch.testing.assert_close(got, gradient, rtol=1e-5, atol=1e-7)
     assert not any(torch.equal(a, b) for a, b in zip(before, tensors, strict=True))
+
+
+@pytest.mark.parametrize("schedule", ["alternate", "joint"])
+def test_natural_gradient_moves_the_deviations_and_adam_the_rest(
+    make, clear, make_loop, monkeypatch, schedule
+) -> None:
+    model = move(make())
+    loop = make_loop(model, clear, kappa=0.3, deviations="natural", schedule=schedule)
+    held = [p for group in loop.posterior.param_groups for p in group["params"]]
+    assert [p is model.head.weight for p in held] == [True]
+    before = model.head.log_scale.detach().clone()
+    seen = watch(loop, monkeypatch)
+    loop.run_step(BATCH)
+    expected = before.clone()
+    rate = DEVIATION_RATE * loop.rate(0)
+    step_deviations(expected, seen[0]["head.log_scale"], rate, 0.3 / len(clear))
+    torch.testing.assert_close(model.head.log_scale.detach(), expected, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(expected, before)
+    assert model.head.log_scale.grad is None  # nothing is left for the next step
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "train"),
+    [
+        ("polar_vbll", {"head": {"covariance": "dense"}}, {}),
+        ("polar_vbll", {}, {"kl": 0.0}),
+        ("mle", {}, {}),
+    ],
+)
+def test_natural_gradient_needs_deviations_and_a_divergence(
+    make, clear, method, options, train
+) -> None:
+    model = make(method, **options)
+    with pytest.raises(ConfigError, match="diagonal or eigen"):
+        fit(model, clear, deviations="natural", **train)
 
 
 # what moves -------------------------------------------------------------------------------------

@@ -63,6 +63,9 @@ def fit(
     folder = None if out is None else Path(out)
     if resume and folder is None:
         raise ConfigError("resume needs the folder of the run to continue: give out.")
+    if recipe.train.deviations == "natural":
+        kl = recipe.train.kl
+        natural_deviations(model.head, 1.0 if isinstance(kl, str) else kl)
     if train.kind != "regression" and sum(count > 0 for count in train.class_counts) < 2:
         raise DataError(
             f"{train.title}: all training rows are of one class; a classifier needs two or more."

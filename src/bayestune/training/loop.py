@@ -29,6 +29,20 @@ from bayestune.training.rows import Rows
 DEVIATION_RATE = 0.1
 
 
+def natural_deviations(head: nn.Module, kappa: float) -> nn.Parameter:
+    """Return the log deviations ``(K, D)`` that ``train.deviations=natural`` moves.
+
+    Raises:
+        ConfigError: the head has none of its own, or no KL gives them a fixed point.
+    """
+    if getattr(head, "family", None) not in ("diagonal", "eigen") or kappa == 0:
+        raise ConfigError(
+            "train.deviations=natural moves the deviations of a Gaussian head whose covariance is "
+            "diagonal or eigen, with train.kl above 0; use adam."
+        )
+    return head.log_scale  # pyright: ignore[reportReturnType]
+
+
 @dataclass
 class Meter:
     """Running means of one epoch."""
@@ -100,7 +114,7 @@ class Loop:
             group["peak"] = group["lr"]
         self.adapter = StiefelAdam(of_adapter)
         if config.deviations == "natural":
-            own = self._log_scale()
+            own = natural_deviations(self.head, self.kappa)
             of_head = [{**g, "params": [p for p in g["params"] if p is not own]} for g in of_head]
             of_head = [g for g in of_head if g["params"]]
         self.posterior = StiefelAdam(of_head)
@@ -186,23 +200,10 @@ class Loop:
     def _step_posterior(self, rate: float) -> None:
         self.posterior.step()
         if self.config.deviations == "natural":
-            own = self._log_scale()
+            own = natural_deviations(self.head, self.kappa)
             assert own.grad is not None
             weight = self.kappa / len(self.rows)
             step_deviations(own, own.grad, DEVIATION_RATE * rate, weight)
-
-    def _log_scale(self) -> nn.Parameter:
-        """Return the deviations that natural gradient moves.
-
-        Raises:
-            ConfigError: the head has none of its own, or no KL gives them a fixed point.
-        """
-        if getattr(self.head, "family", None) not in ("diagonal", "eigen") or self.kappa == 0:
-            raise ConfigError(
-                "train.deviations=natural moves the deviations of a Gaussian head whose "
-                "covariance is diagonal or eigen, with train.kl above 0; use adam."
-            )
-        return self.head.log_scale  # pyright: ignore[reportReturnType]
 
     def _descend(self, loss: Tensor, batch: list[int]) -> None:
         if not torch.isfinite(loss):
