@@ -14,6 +14,7 @@ from bayestune.finalize import REFRESHES, has_choices
 from bayestune.head import LinearHead
 from bayestune.model import BayesModel
 from bayestune.progress import Progress, shown
+from bayestune.training.loop import natural_deviations
 from bayestune.training.run import Journal, Run
 from bayestune.training.session import Session
 
