@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bayestune.finalize.choice import Candidate
 from bayestune.finalize.features import Features
 from bayestune.finalize.generative import generative_head, to_generative
 from bayestune.finalize.options import KAPPAS
@@ -12,7 +13,7 @@ from bayestune.finalize.regression import (
     regression_losses,
     regression_predictive,
 )
-from bayestune.finalize.select import Candidate, has_choices, select
+from bayestune.finalize.select import has_choices, select
 from bayestune.finalize.temperature import (
     clearly_worse,
     fit_temperature,

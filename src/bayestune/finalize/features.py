@@ -27,3 +27,9 @@ class Features:
 
     def __len__(self) -> int:
         return self.phi.shape[0]
+
+    def first(self, count: int) -> Features:
+        """Return the first examples."""
+        mask = None if self.mask is None else self.mask[:count]
+        weights = None if self.weights is None else self.weights[:count]
+        return Features(self.phi[:count], self.labels[:count], mask, weights, self.unit)

@@ -12,21 +12,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from bayestune.config import FinalizeConfig
 from bayestune.finalize import refresh
+from bayestune.finalize.choice import Kind
 from bayestune.finalize.features import Features
 from bayestune.finalize.refresh import Head
 from bayestune.head import GaussianHead, OrdinalHead
 from bayestune.posterior import ascend, dense, laplace, mode
 from bayestune.posterior.evidence import log_evidence, updated_precision
 from bayestune.posterior.mode import basis_of
-
-Kind = Literal["trained", "refreshed", "ascended"]
 
 #: Precisions of the refresh, in units of the prior's own precision 1/σ₀².
 PRECISIONS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)

@@ -2,23 +2,25 @@
 
 Where classes get a Laplace covariance around the trained mean, a number gets its exact posterior,
 mean included, at a noise of maximum evidence; where classes get a temperature, a number gets one
-factor on its predictive standard deviations. Both are chosen as `finalize.select` chooses.
+factor on its predictive standard deviations. Both are chosen as `finalize.choice` has it.
 """
 
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from bayestune.config import FinalizeConfig
 from bayestune.errors import ConfigError
+from bayestune.finalize.choice import Candidate, Choice, Kind, choose
 from bayestune.finalize.features import Features
-from bayestune.finalize.options import Kind, grid, precision_cost
+from bayestune.finalize.options import grid, precision_cost
 from bayestune.finalize.refit import Refit
-from bayestune.finalize.select import Candidate, require_held_out
-from bayestune.finalize.temperature import best_temperature, clearly_worse
+from bayestune.finalize.select import require_held_out
+from bayestune.finalize.temperature import best_temperature
 from bayestune.head import GaussianHead, LinearHead, Noise
 from bayestune.metrics import regression_nll
 from bayestune.posterior.regression import RegressionPredictive
@@ -101,36 +103,41 @@ def finish_regression(
         point = _point(head, held_out, config)
         return [point], point
     refit = None if config.refresh == "none" else Refit(head, noise, fit, config.refresh)
-    choices = _choices(config, refit)
     if held_out is None:
         require_held_out(config)
-        only = Candidate(*choices[0], _given(config), None, _evidence(refit, *choices[0]))
-        _install(head, refit, only)
-        return [only], only
-    with torch.no_grad():
-        mu, var = head.moments(held_out.phi)
-        noise_var = noise.variance(held_out.phi)
-    losses: dict[Candidate, Tensor] = {}
-    temperature = _given(config)
-    with progress("choosing the covariance", len(choices)) as advance:
-        for kind, value in choices:
-            if kind == "refreshed" and refit is not None:
-                predictive = refit.predictive(held_out.phi, value)
-            else:
-                moments = mu, var * value**2, noise_var
-                predictive = RegressionPredictive.from_moments(*moments, noise.dof)
-            if config.temperature == "auto":
-                temperature, _ = fit_std_factor(predictive, held_out, temperature)
-            loss = regression_losses(predictive, held_out, temperature)
-            nll, evidence = float(loss.mean()), _evidence(refit, kind, value)
-            losses[Candidate(kind, value, temperature, nll, evidence)] = loss
-            advance(1)
-    chosen = _best(losses)
-    _install(head, refit, chosen)
-    return list(losses), chosen
+    values = _values(config, refit)
+    rows = fit.first(0) if held_out is None else held_out
+    choices = (_choice(head, refit, rows, kind, value) for kind, value in values)
+    return choose(choices, len(values), len(rows), config, progress)
 
 
-def _choices(config: FinalizeConfig, refit: Refit | None) -> list[tuple[Kind, float]]:
+def _choice(
+    head: GaussianHead, refit: Refit | None, rows: Features, kind: Kind, value: float
+) -> Choice:
+    @cache  # every temperature asks for it
+    def predictive() -> RegressionPredictive:
+        if kind == "refreshed" and refit is not None:
+            return refit.predictive(rows.phi, value)
+        noise = _noise(head)
+        with torch.no_grad():
+            mu, var = head.moments(rows.phi)
+            noise_var = noise.variance(rows.phi)
+        return RegressionPredictive.from_moments(mu, var * value**2, noise_var, noise.dof)
+
+    def install() -> None:
+        if kind == "refreshed" and refit is not None:
+            refit.install(value)
+        elif value != 1.0:
+            head.scale_spread(value)
+
+    def losses(temperature: float) -> Tensor:
+        return regression_losses(predictive(), rows, temperature)
+
+    cost = precision_cost(value**-2 if kind == "trained" else value)
+    return Choice(kind, value, cost, losses, install, _evidence(refit, kind, value))
+
+
+def _values(config: FinalizeConfig, refit: Refit | None) -> list[tuple[Kind, float]]:
     """Return kind and value of all posteriors that a recipe leaves open.
 
     Raises:
@@ -153,26 +160,6 @@ def _evidence(refit: Refit | None, kind: Kind, value: float) -> float | None:
     return refit.log_evidence(value) if kind == "refreshed" and refit is not None else None
 
 
-def _best(losses: dict[Candidate, Tensor]) -> Candidate:
-    """Return the likeliest; the trained covariance only where the refreshed is clearly worse."""
-
-    def cost(candidate: Candidate) -> float:
-        trained = candidate.covariance == "trained"
-        precision = candidate.value**-2 if trained else candidate.value
-        return float(losses[candidate].sum()) + precision_cost(precision)
-
-    refreshed = [c for c in losses if c.covariance == "refreshed"]
-    trained = [c for c in losses if c.covariance == "trained"]
-    if not (refreshed and trained):
-        return min(losses, key=cost)
-    best, other = min(refreshed, key=cost), min(trained, key=cost)
-    return other if clearly_worse(losses[best], losses[other]) else best
-
-
-def _given(config: FinalizeConfig) -> float:
-    return 1.0 if isinstance(config.temperature, str) else float(config.temperature)
-
-
 def _noise(head: GaussianHead | LinearHead) -> Noise:
     if head.noise is None:
         raise ConfigError("The head has no noise; it predicts classes, not numbers.")
@@ -181,7 +168,9 @@ def _noise(head: GaussianHead | LinearHead) -> Noise:
 
 def _point(head: LinearHead, held_out: Features | None, config: FinalizeConfig) -> Candidate:
     if config.temperature != "auto":
-        return Candidate("trained", 1.0, _given(config), None)
+        given = config.temperature
+        factor = 1.0 if isinstance(given, str) else float(given)
+        return Candidate("trained", 1.0, factor, None)
     if held_out is None:
         raise ConfigError(
             "finalize.temperature=auto is fitted on held-out rows: give a validation set or "
@@ -189,10 +178,3 @@ def _point(head: LinearHead, held_out: Features | None, config: FinalizeConfig) 
         )
     temperature, nll = fit_std_factor(regression_predictive(head, held_out.phi), held_out)
     return Candidate("trained", 1.0, temperature, nll)
-
-
-def _install(head: GaussianHead, refit: Refit | None, chosen: Candidate) -> None:
-    if chosen.covariance == "refreshed" and refit is not None:
-        refit.install(chosen.value)
-    elif chosen.value != 1.0:
-        head.scale_spread(chosen.value)
