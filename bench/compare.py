@@ -1,11 +1,11 @@
-"""PoLAR-VBLL against LoRA and its simple cures, on SST-2, TREC and CLINC150 with SmolLM2-135M.
+"""PoLAR-VBLL against LoRA and its simple cures, on SST-2, TREC, CLINC150 and eight of its topics.
 
 Every trained configuration gets the same number of learning rates on seed 0, chosen by the held-out
 negative log-likelihood of what it delivers; then all seeds run at the chosen rate. Each cell is
 written as it finishes and skipped when it is there, so the command can be stopped and repeated. The
 test set is read once per cell, after everything is chosen.
 
-    python bench/compare.py --data DATA --out docs/results/cells [--tasks sst2,trec,clinc150]
+    python bench/compare.py --data DATA --out docs/results/cells [--tasks sst2,trec,clinc150,topics]
         [--only lora,polar,polar_vbll,adam_core] [--seeds 3]
 
 DATA holds sst2/, trec/ and clinc150/ as JSONL (id, text, label) with labels.json, as in
@@ -43,11 +43,22 @@ SETTINGS: dict[str, Any] = {
     "adapter": {"layers": "top:6", "rank": 8, "targets": "auto"},
     "train": {"batch_size": 16},
 }
-EPOCHS = {"sst2": 8, "trec": 8, "clinc150": 5}
+EPOCHS = {"sst2": 8, "trec": 8, "clinc150": 5, "topics": 8}
 #: Learning rates by adapter. A task tries as many of them for every configuration, more than three
 #: where the best of LoRA's stood at the end.
 _LORA, _POLAR = (2e-4, 5e-4, 1e-3, 2e-3, 4e-3), (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
-TRIALS = {"sst2": 3, "trec": 5, "clinc150": 3}
+TRIALS = {"sst2": 3, "trec": 5, "clinc150": 3, "topics": 3}
+#: The easy task: intents of CLINC150 by topic.
+TOPICS = {
+    "banking": ("balance", "transfer", "pay_bill", "transactions"),
+    "cards": ("credit_limit", "new_card", "card_declined", "damaged_card"),
+    "cooking": ("recipe", "calories", "meal_suggestion", "ingredients_list"),
+    "travel": ("book_flight", "book_hotel", "carry_on", "lost_luggage"),
+    "car": ("oil_change_how", "tire_change", "jump_start", "gas"),
+    "work": ("pto_request", "pto_balance", "income", "direct_deposit"),
+    "devices": ("alarm", "timer", "play_music", "smart_home"),
+    "chat": ("tell_joke", "meaning_of_life", "how_old_are_you", "who_made_you"),
+}
 #: Trained configurations: the method, its recipe and its learning rates.
 TRAINED: dict[str, tuple[str, dict[str, Any], tuple[float, ...]]] = {
     "lora": ("mle", {}, _LORA),
@@ -110,11 +121,37 @@ def load_splits(folder: Path, name: str, seed: int) -> Splits:
         val = val.select(sorted(rng.sample(range(len(val)), 1500)))
         test = Task.load(folder / "clinc150/test.jsonl", like=train)
         ood = {"oos": _outside(folder / "clinc150/oos_test.jsonl")}
+    elif name == "topics":
+        train, val, test = (_topics(folder / f"clinc150/{part}.jsonl") for part in PARTS)
+        by_intent: dict[str, list[int]] = {}
+        for i in rng.sample(range(len(train)), len(train)):
+            by_intent.setdefault(str(train[i].id).partition("/")[0], []).append(i)
+        train = train.select(sorted(i for rows in by_intent.values() for i in rows[:20]))
+        ood = {"oos": _outside(folder / "clinc150/oos_test.jsonl")}
     else:
         raise SystemExit(f"unknown task {name!r}; known: {', '.join(EPOCHS)}")
     seen = {e.text for e in train} | {e.text for e in val}
     keep = [i for i, e in enumerate(test) if e.text not in seen]
     return Splits(train, val, test.select(keep), ood)
+
+
+PARTS = ("train", "val", "test")
+
+
+def _topics(path: Path) -> Task:
+    """Read the rows of the topics' intents; an id begins with the intent."""
+    of_intent = {intent: topic for topic, intents in TOPICS.items() for intent in intents}
+    rows = [
+        {"id": f"{label}/{i}", "text": example.text, "label": of_intent[label]}
+        for i, (example, label) in enumerate(_labelled(path))
+        if label in of_intent
+    ]
+    return Task.from_rows(rows, labels=list(TOPICS))
+
+
+def _labelled(path: Path) -> list[tuple[Any, str]]:
+    task = Task.load(path)
+    return [(example, task.labels.names[k]) for example, k in zip(task, task.targets, strict=True)]
 
 
 def _outside(path: Path) -> Task:

@@ -46,8 +46,8 @@ FINALISERS: dict[str, FinalizeConfig] = {
     "full, T": _config(refresh="full"),
     "mode + blocks, T": _config(refresh="block", refit="mode"),
     "mode + eigenbasis, T": _config(refresh="eigen", refit="mode"),
-    "mode + evidence": _config(
-        refresh="auto", refit="mode", precision="evidence", temperature="none"
+    "mode + eigenbasis by evidence": _config(
+        refresh="eigen", refit="mode", precision="evidence", temperature="none"
     ),
     "ascent, T": _config(refresh="eigen", refit="ascent"),
     "default": FinalizeConfig(),
