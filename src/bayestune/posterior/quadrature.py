@@ -78,7 +78,7 @@ def expected_logsumexp(mu: Tensor, var: Tensor, mask: Tensor | None = None) -> T
     """
     result = torch.empty_like(mu[:, 0])
     for rows, low, offset, std, exists, blocks in _grids(mu, var, mask):
-        log_F = _log_cdf(_curves(offset, std, blocks)[0], exists)  # (B, K, G)
+        log_F = _log_cdf(_curves(offset, std, blocks, densities=False)[0], exists)  # (B, K, G)
         lost = -log_F.sum(1).expm1()  # (B, G), 1 − ΠF, which is 1 at the lower end
         result[rows] = low + _STEP * (lost.sum(-1) - 0.5) - _EULER_GAMMA
     return result
@@ -156,12 +156,12 @@ def _grids(
             yield part, low[part], mu[part] - low[part, None], std[part], exists, count
 
 
-def _curves(offset: Tensor, std: Tensor, blocks: int) -> Tensor:
-    """Return F, f and f^g of every class on the grid, ``(3, B, K, G)``."""
+def _curves(offset: Tensor, std: Tensor, blocks: int, densities: bool = True) -> Tensor:
+    """Return F, f and f^g of every class on the grid ``(3, B, K, G)``, or F alone ``(1, …)``."""
     narrow = std < _NARROW
-    curves = offset.new_empty(3, *offset.shape, blocks * _BLOCK)
-    curves[:, narrow] = _over_logits(offset[narrow], std[narrow], blocks)
-    curves[:, ~narrow] = _over_gumbels(offset[~narrow], std[~narrow], blocks)
+    curves = offset.new_empty(3 if densities else 1, *offset.shape, blocks * _BLOCK)
+    curves[:, narrow] = _over_logits(offset[narrow], std[narrow], blocks, densities)
+    curves[:, ~narrow] = _over_gumbels(offset[~narrow], std[~narrow], blocks, densities)
     return curves
 
 
@@ -170,7 +170,7 @@ def _log_cdf(F: Tensor, mask: Tensor | None) -> Tensor:
     return log_F if mask is None else log_F.masked_fill(~mask.unsqueeze(-1), 0)
 
 
-def _over_logits(mu: Tensor, std: Tensor, blocks: int) -> Tensor:
+def _over_logits(mu: Tensor, std: Tensor, blocks: int, densities: bool) -> Tensor:
     """Return F, f and f^g ``(3, n, G)`` by Gauss-Hermite over z: for narrow Gaussians."""
     x = _STEP * torch.arange(blocks * _BLOCK, dtype=mu.dtype, device=mu.device)
     F = f = f_gumbel = mu.new_zeros(len(mu), len(x))
@@ -179,12 +179,14 @@ def _over_logits(mu: Tensor, std: Tensor, blocks: int) -> Tensor:
         g = x - (mu + std * float(node)).unsqueeze(-1)
         rate = (-g.clamp_min(-30)).exp()
         cdf = float(weight) / total * (-rate).exp()
-        density = rate * cdf
-        F, f, f_gumbel = F + cdf, f + density, f_gumbel + g * density
-    return torch.stack([F, f, f_gumbel])
+        F = F + cdf
+        if densities:
+            density = rate * cdf
+            f, f_gumbel = f + density, f_gumbel + g * density
+    return torch.stack([F, f, f_gumbel] if densities else [F])
 
 
-def _over_gumbels(mu: Tensor, std: Tensor, blocks: int) -> Tensor:
+def _over_gumbels(mu: Tensor, std: Tensor, blocks: int, densities: bool) -> Tensor:
     """Return F, f and f^g ``(3, n, G)`` by a trapezoid sum over g: for wide Gaussians.
 
     Gumbel nodes sit on the grid of x, so that the normal curves are evaluated once and the sum over
@@ -202,9 +204,12 @@ def _over_gumbels(mu: Tensor, std: Tensor, blocks: int) -> Tensor:
     d = (y - mu.unsqueeze(-1)) / std.unsqueeze(-1)  # (n, G + reach + floor − 1)
     # Overlapping windows, copied: one matrix product is far faster than a strided batch of them.
     cumulative = torch.special.ndtr(d).unfold(-1, width, _BLOCK).reshape(-1, width)
-    normal = (_normal_density(d) / std.unsqueeze(-1)).unfold(-1, width, _BLOCK).reshape(-1, width)
-    curves = [cumulative @ gumbel, normal @ gumbel, normal @ (g * gumbel)]  # (n·blocks, BLOCK)
-    return torch.stack(curves).reshape(3, len(mu), blocks * _BLOCK)
+    curves = [cumulative @ gumbel]  # (n·blocks, BLOCK)
+    if densities:
+        density = _normal_density(d) / std.unsqueeze(-1)
+        normal = density.unfold(-1, width, _BLOCK).reshape(-1, width)
+        curves += [normal @ gumbel, normal @ (g * gumbel)]
+    return torch.stack(curves).reshape(len(curves), len(mu), blocks * _BLOCK)
 
 
 def _normal_density(d: Tensor) -> Tensor:
