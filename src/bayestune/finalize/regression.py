@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bayestune.config import FinalizeConfig
 from bayestune.errors import ConfigError
+from bayestune.finalize.checks import require_numbers
 from bayestune.finalize.features import Features
 from bayestune.finalize.options import Kind, grid, precision_cost
 from bayestune.finalize.refit import Refit
@@ -131,16 +132,8 @@ def finish_regression(
 
 
 def _choices(config: FinalizeConfig, refit: Refit | None) -> list[tuple[Kind, float]]:
-    """Return kind and value of all posteriors that a recipe leaves open.
-
-    Raises:
-        ConfigError: if the recipe asks for what only classes have.
-    """
-    if config.refit == "ascent" or config.groups != "shared":
-        raise ConfigError(
-            "finalize.refit=ascent and finalize.groups are about classes: a number's refreshed "
-            "posterior is exact already, with one precision."
-        )
+    """Return kind and value of all posteriors that a recipe leaves open."""
+    require_numbers(config)
     found = grid(config, 1.0)
     if config.precision == "evidence" and refit is not None:
         refreshed = [option for option in found if option[0] == "refreshed"]

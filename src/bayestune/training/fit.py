@@ -10,7 +10,7 @@ from typing import Any
 from bayestune.config import Recipe, from_mapping, merge, nest_sections, to_mapping
 from bayestune.data import Task
 from bayestune.errors import ConfigError, DataError
-from bayestune.finalize import REFRESHES, has_choices
+from bayestune.finalize import REFRESHES, has_choices, require_possible
 from bayestune.head import LinearHead
 from bayestune.model import BayesModel
 from bayestune.progress import Progress, shown
@@ -74,6 +74,7 @@ def fit(
                 "but train.hold_out is 0: give a validation set, hold rows out or fix them."
             )
         train, val = train.split(recipe.train.hold_out, recipe.seed)
+    require_possible(recipe, model.head, len(train))
     model.adopt(train)
     session = Session(model, train, val, Journal(folder), progress)
     return session.run(resume=resume, overwrite=overwrite, started=started)
