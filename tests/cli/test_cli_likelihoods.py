@@ -75,3 +75,10 @@ def test_an_order_that_nobody_gave_is_bad_input(cli, llama_base, tmp_path) -> No
     (tmp_path / "labels.json").write_text('["parcel", "login", "refund"]')
     cli(*arguments, "head.kind=ordinal", "epochs=1")
     assert (tmp_path / "run" / "model").is_dir()
+
+
+def test_a_generative_posterior_may_stay_as_trained(cli, llama_base, tmp_path) -> None:
+    rows = write_rows(tmp_path / "train.jsonl", topic_rows(60))
+    arguments = ("train", "--model", llama_base, "--data", rows, "--out", tmp_path / "run", *QUICK)
+    options = ("head.kind=generative", "head.joint=true", "finalize.refresh=none", "epochs=1")
+    assert "KL weight 1, the posterior as trained, temp" in cli(*arguments, *options).stdout

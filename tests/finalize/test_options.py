@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bayestune.config import FinalizeConfig, Recipe
+from bayestune.config import FinalizeConfig, PredictConfig, Recipe
 from bayestune.errors import ConfigError
 from bayestune.finalize import Features, has_choices, select
 from bayestune.finalize.options import KAPPAS, PRECISIONS
@@ -211,6 +211,22 @@ def test_coupled_classes_predict_by_their_covariance(rows, gaussian, refresh) ->
     assert (found.epistemic > 0).all()
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_covariances_of_the_logits_are_held_for_few_rows_at_once(
+    rows, gaussian, monkeypatch, masked
+) -> None:
+    fit, held = rows(50), rows(80, 1, masked=masked)
+    head, _ = parts.finalize(gaussian(3.0), fit, None, Recipe(finalize=config(refresh="full")))
+    expected = parts.predict(head, held.phi, PredictConfig(), held.mask)
+    moments, sizes = head.moments, []
+    monkeypatch.setattr(parts, "_PAIRS", 30 * 4**2)
+    monkeypatch.setattr(head, "moments", lambda h: sizes.append(len(h)) or moments(h))
+    found = parts.predict(head, held.phi, PredictConfig(), held.mask)
+    assert sizes == [30, 30, 20]
+    torch.testing.assert_close(found.probs, expected.probs)
+    torch.testing.assert_close(found.epistemic, expected.epistemic, rtol=1e-3, atol=1e-5)
+
+
 def test_a_point_estimate_can_be_refitted(rows, gaussian) -> None:
     fit, held = rows(50), rows(80, 1)
     point = LinearHead(in_features=6, num_classes=4, rows=gaussian(3.0).weight.detach())
@@ -231,3 +247,14 @@ def test_a_point_estimate_can_be_refitted(rows, gaussian) -> None:
 def test_options_that_contradict_each_other_are_errors(wrong, message) -> None:
     with pytest.raises(ConfigError, match=message):
         config(**wrong)
+
+
+@pytest.mark.parametrize("changes", [{"refit": "none"}, {"precision": 1.0}])
+def test_precisions_of_groups_go_with_the_mode_of_the_evidence(rows, gaussian, changes) -> None:
+    options = config(**{"precision": "evidence", "groups": "class", **changes})
+    with pytest.raises(ConfigError, match=r"groups=class gives precisions to the mode"):
+        select(gaussian(), rows(20), None, options)
+
+
+def test_the_evidence_leaves_nothing_open_where_it_chooses_nothing() -> None:
+    assert not has_choices(config(refresh="none", refit="none", precision="evidence"))

@@ -227,6 +227,16 @@ def test_folding_is_what_was_searched(temperature) -> None:
     assert not torch.allclose(plain.softmax(1).double(), expected)
 
 
+def test_folding_leaves_the_density_of_the_features_alone() -> None:
+    head, (phi, _) = started(axes=3), rows(50, 1)
+    before = head.log_density(phi)
+    head.fold_temperature(0.3)
+    head.fold_temperature(0.5)
+    torch.testing.assert_close(head.log_density(phi), before, rtol=1e-5, atol=1e-4)
+    head.start(*rows())
+    torch.testing.assert_close(head.log_density(phi), before, rtol=1e-5, atol=1e-4)
+
+
 def test_it_stores_and_loads_itself_in_as_many_axes() -> None:
     head, (phi, _) = started(), rows(20, 1)
     head.fold_temperature(1.3)

@@ -213,3 +213,8 @@ def test_an_order_is_nobodys_guess(make, choice, llama_base) -> None:
     ):
         model = build(base=str(llama_base), labels=labels, head=head, layers="top:1", rank=2)
         assert isinstance(model.head, OrdinalHead)
+
+
+def test_a_fitted_generative_model_is_not_trained_again(generative, clear) -> None:
+    with pytest.raises(ConfigError, match="fitted already"):
+        fit(generative, clear, progress=silent)

@@ -62,6 +62,16 @@ def run(phi, labels, mean, form, bound, **options):
     return ascend(phi, labels, mean, form, zero, VARIANCE, bound, tolerance=1e-13, **options)
 
 
+@pytest.mark.parametrize("name", list(BOUNDS))
+def test_the_covariance_starts_at_its_fixed_point_for_small_variances(name):
+    phi, labels, centre = problem()
+    start = centre + 0.5
+    found = run(phi, labels, start, laplace.Diagonal, BOUNDS[name], rounds=0)
+    p = (phi @ start.T).softmax(-1)
+    own = p if name == "jensen" else p * (1 - p)
+    torch.testing.assert_close(found.form.values, own.T @ phi.square(), rtol=1e-3, atol=0)
+
+
 def test_jensens_fixed_point_is_that_of_the_formula():
     phi, labels, centre = problem()
     found = run(phi, labels, centre, laplace.Block, bounds.jensen)

@@ -297,3 +297,13 @@ def test_logit_moments_never_hold_a_tensor_over_batch_classes_and_features(famil
         family.logit_moments(phi, m, spreads[family])
     assert sizes
     assert max(sizes) <= limits.get(family, B * many)
+
+
+@pytest.mark.parametrize("elements", [1, 2**22])
+def test_the_logit_covariance_of_all_weights_is_that_of_their_matrix(monkeypatch, elements):
+    monkeypatch.setattr(joint, "_ELEMENTS", elements)
+    phi = torch.randn(7, D, generator=generator(2), dtype=torch.float64)
+    L = torch.randn(K * D, K * D, generator=generator(3), dtype=torch.float64)
+    S = (L @ L.T).view(K, D, K, D)
+    expected = torch.einsum("bd,kdje,be->bkj", phi, S, phi)
+    torch.testing.assert_close(joint.logit_covariance(phi, L), expected)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from number_tasks import number_task
 from toy_tasks import choice_rows, topic_rows
 
 from bayestune.data import Task
@@ -120,6 +121,34 @@ def test_numbers_that_break_down_leave_the_last_checkpoint(
     assert all(bool(torch.isfinite(t).all()) for n, t in tensors.items() if n.startswith("now."))
     run = fit(make(), clear, out=out, resume=True, progress=silent)
     assert len(run.history) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"refresh": "full", "predictive": "exact"}, "predictive=exact integrates independent"),
+        ({"refresh": "full"}, "refresh=full would decompose"),
+        ({"groups": "class"}, "groups=class gives precisions to the mode"),
+        ({"groups": "class", "precision": "evidence", "refit": "mode"}, "dense block of"),
+        ({"head": {"kind": "generative"}, "refresh": "full"}, "covariance of a linear layer"),
+    ],
+)
+def test_a_finish_that_cannot_be_had_is_refused_before_training(
+    make, clear, tmp_path, monkeypatch, options, message
+) -> None:
+    if options != {"refresh": "full", "predictive": "exact"}:
+        monkeypatch.setattr("bayestune.finalize.refresh.FULL_LIMIT", 9)
+        monkeypatch.setattr("bayestune.finalize.checks.BLOCK_LIMIT", 9)
+    with pytest.raises(ConfigError, match=message):
+        fit(make(**options), clear, out=tmp_path / "run", progress=silent)
+    assert not (tmp_path / "run").exists()
+
+
+def test_numbers_refuse_the_finish_of_classes_before_training(make, tmp_path) -> None:
+    task = number_task(60)
+    with pytest.raises(ConfigError, match="about classes"):
+        fit(make(labels=task, refit="ascent"), task, out=tmp_path / "run", progress=silent)
+    assert not (tmp_path / "run").exists()
 
 
 def test_choices_without_held_out_rows_are_refused_before_training(make, clear) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from bayestune.data import Encoded, Task, length_grouped_batches
+from bayestune.finalize import require_possible
 from bayestune.model import BayesModel
 from bayestune.training.choose import candidates, race_epochs
 from bayestune.training.loop import Loop
@@ -96,6 +97,7 @@ def estimate(model: BayesModel, train: Task, val: Task | None) -> Estimate:
         val: held-out examples; where absent, a share of ``train`` is taken.
     """
     recipe = model.recipe
+    require_possible(recipe, model.head, len(train))
     model.adopt(train)
     rows = prepare(model, train, recipe.train.class_weights)
     others = None if val is None else prepare(model, val).encoded

@@ -223,6 +223,8 @@ def _choices(chosen: Mapping[str, Any]) -> str:
     """Name what was chosen; the numbers of every candidate are in bayestune.json."""
     words = [f"KL weight {chosen['kl']:.3g}"]
     match chosen.get("covariance"):
+        case "trained" if chosen["value"] is None:
+            words.append("the posterior as trained")
         case "trained":
             words.append(f"covariance as trained, its scale × {chosen['value']:.3g}")
         case "exact":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bayestune.finalize.checks import require_possible
 from bayestune.finalize.choice import Candidate
 from bayestune.finalize.features import Features
 from bayestune.finalize.generative import generative_head, to_generative
@@ -39,6 +40,7 @@ __all__ = [
     "predictive_at",
     "regression_losses",
     "regression_predictive",
+    "require_possible",
     "search_temperature",
     "select",
     "to_generative",

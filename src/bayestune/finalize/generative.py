@@ -14,6 +14,7 @@ from torch import nn
 
 from bayestune.config import Recipe
 from bayestune.errors import ConfigError
+from bayestune.finalize.checks import require_generative
 from bayestune.finalize.features import Features
 from bayestune.finalize.temperature import item_nll, search_temperature
 from bayestune.head import GenerativeHead
@@ -39,11 +40,7 @@ def to_generative(
         ConfigError: another refresh is asked for, or a temperature and nothing is held out.
     """
     config = recipe.finalize
-    if config.refresh not in ("auto", "none"):
-        raise ConfigError(
-            f"finalize.refresh={config.refresh} is the covariance of a linear layer; with "
-            "head.kind=generative it is auto (the exact posterior) or none."
-        )
+    require_generative(config)
     if config.temperature == "auto" and held_out is None:
         raise ConfigError(
             "finalize.temperature=auto is fitted on held-out rows: give a validation set or "

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bayestune.config import FinalizeConfig
 from bayestune.finalize import refresh
+from bayestune.finalize.checks import require_groups
 from bayestune.finalize.choice import Kind
 from bayestune.finalize.features import Features
 from bayestune.finalize.refresh import Head
@@ -125,6 +126,7 @@ def options(
         config: the form of the covariance and whether the mean moves.
         values: what `grid` returned.
     """
+    require_groups(config, head)
     of_kind = {kind: [v for k, v in values if k == kind] for kind in get_args(Kind)}
     yield from _trained(head, phi, of_kind["trained"])
     if of_kind["refreshed"]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bayestune.errors import ConfigError
 from bayestune.finalize.features import Features
-from bayestune.head import GaussianHead, OrdinalHead
+from bayestune.head import GaussianHead, LinearHead, OrdinalHead
 from bayestune.posterior import bounds, curvature, laplace, ordinal
 from bayestune.posterior.ascent import Bound
 
@@ -36,7 +36,7 @@ FULL_LIMIT = 2**26
 REFRESHES = ("full", "kronecker", "block", "eigen", "diagonal")
 
 
-def form_of(refresh: str, head: Head, rows: int) -> str:
+def form_of(refresh: str, head: Head | LinearHead, rows: int) -> str:
     """Return the name of a form for a recipe's ``finalize.refresh``.
 
     ``auto`` takes dense blocks while all of them hold at most `BLOCK_LIMIT` numbers, and one

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bayestune.config import FinalizeConfig
 from bayestune.errors import ConfigError
+from bayestune.finalize.checks import require_numbers
 from bayestune.finalize.choice import Candidate, Choice, Kind, choose
 from bayestune.finalize.features import Features
 from bayestune.finalize.options import grid, precision_cost
@@ -138,16 +139,8 @@ def _choice(
 
 
 def _values(config: FinalizeConfig, refit: Refit | None) -> list[tuple[Kind, float]]:
-    """Return kind and value of all posteriors that a recipe leaves open.
-
-    Raises:
-        ConfigError: if the recipe asks for what only classes have.
-    """
-    if config.refit == "ascent" or config.groups != "shared":
-        raise ConfigError(
-            "finalize.refit=ascent and finalize.groups are about classes: a number's refreshed "
-            "posterior is exact already, with one precision."
-        )
+    """Return kind and value of all posteriors that a recipe leaves open."""
+    require_numbers(config)
     found = grid(config, 1.0)
     if config.precision == "evidence" and refit is not None:
         refreshed = [option for option in found if option[0] == "refreshed"]

@@ -68,7 +68,7 @@ def select(
 def has_choices(config: FinalizeConfig, kl: float | str = "auto") -> bool:
     """Return whether a recipe leaves something about a Gaussian head to held-out rows."""
     kinds = [kind for kind, _ in grid(config, kl)]
-    if config.precision == "evidence":
+    if config.precision == "evidence" and "refreshed" in kinds:
         kinds = [kind for kind in kinds if kind != "refreshed"] + ["refreshed"]
     return config.temperature == "auto" or len(kinds) > 1
 

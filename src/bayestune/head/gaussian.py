@@ -126,6 +126,11 @@ class GaussianHead(nn.Module):
         return FAMILIES[self.family].spread(self._spread_tensors())
 
     @property
+    def correlated(self) -> bool:
+        """Whether the logits of different classes are correlated."""
+        return FAMILIES[self.family].correlated
+
+    @property
     def _posterior(self) -> ModuleType:
         return FAMILIES[self.family].posterior
 
@@ -186,7 +191,7 @@ class GaussianHead(nn.Module):
         """
         h = full_precision(h, self.weight)
         with no_autocast(h):
-            if FAMILIES[self.family].correlated:
+            if self.correlated:
                 return h @ self.weight.T, self._posterior.logit_covariance(h, self.spread)
             return self._posterior.logit_moments(h, self.weight, self.spread)
 
@@ -211,7 +216,7 @@ class GaussianHead(nn.Module):
         """
         if self.noise is None:
             checks.require_classes(self.num_classes)
-        if FAMILIES[self.family].correlated:
+        if self.correlated:
             raise ModelError(
                 f"The {self.family} covariance couples the classes and came with a refresh; no "
                 "bound is trained on it. set_feature_energy starts the trained family anew."

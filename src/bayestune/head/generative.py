@@ -40,6 +40,7 @@ class GenerativeHead(nn.Module):
         log_noise: log σ², parameter, ``(P,)``.
         log_class_prior: log π, buffer, ``(K,)``.
         log_prior_variance: log τ², buffer, scalar.
+        log_temperature: log T of what was folded in since, buffer, scalar.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -59,6 +60,7 @@ class GenerativeHead(nn.Module):
     rest: Tensor
     log_class_prior: Tensor
     log_prior_variance: Tensor
+    log_temperature: Tensor
 
     def __init__(
         self,
@@ -80,6 +82,7 @@ class GenerativeHead(nn.Module):
         self.register_buffer("rest", torch.ones(()))
         self.register_buffer("log_class_prior", torch.full((num_classes,), -math.log(num_classes)))
         self.register_buffer("log_prior_variance", torch.tensor(math.log(prior_scale)))
+        self.register_buffer("log_temperature", torch.zeros(()))
         self._resize(min(axes, in_features))
 
     @property
@@ -113,6 +116,7 @@ class GenerativeHead(nn.Module):
         self.log_scale.copy_(found.scale.log())
         self.log_noise.copy_(found.noise.log())
         self.log_prior_variance.copy_(found.prior_variance.log())
+        self.log_temperature.zero_()
         self.log_class_prior.copy_(classes.log_class_prior(statistics.counts))
         for old, new in zip(self.projection, measured, strict=True):
             old.copy_(new)
@@ -130,7 +134,8 @@ class GenerativeHead(nn.Module):
         with no_autocast(wide):
             axes = projection.Projection(*(part.to(wide) for part in self.projection))
             x = projection.project(wide, axes)
-            joint = generative.log_joint(x, *self._model(x))
+            fitted = self._model(x, math.exp(-float(self.log_temperature)))
+            joint = generative.log_joint(x, *fitted)
             return joint.logsumexp(-1) + projection.log_rest(wide, axes)
 
     def probs(self, h: Tensor, mask: Tensor | None = None, temperature: float = 1.0) -> Tensor:
@@ -205,11 +210,13 @@ class GenerativeHead(nn.Module):
     def fold_temperature(self, temperature: float) -> None:
         """Multiply noise and posterior covariances by T for good; the class prior stays.
 
-        Where all classes have the same S_k and π_k this divides all logits by T.
+        Where all classes have the same S_k and π_k this divides all logits by T. T is about labels:
+        `log_density` stays that of the features.
         """
         checks.require_positive("temperature", temperature)
         self.log_noise.add_(math.log(temperature))
         self.log_scale.add_(0.5 * math.log(temperature))
+        self.log_temperature.add_(math.log(temperature))
 
     def posterior_tensors(self) -> dict[str, Tensor]:
         """Return all that defines the posterior, by name, for storage."""
@@ -253,7 +260,7 @@ class GenerativeHead(nn.Module):
         return {
             **{"means": (K, P), "log_scale": (K, P), "log_noise": (P,)},
             **{"centre": (D,), "directions": (D, P), "deviations": (P,), "rest": ()},
-            **{"log_class_prior": (K,), "log_prior_variance": ()},
+            **{"log_class_prior": (K,), "log_prior_variance": (), "log_temperature": ()},
         }
 
     @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +29,9 @@ from bayestune.methods.contract import Parts, Terms
 from bayestune.posterior.predictive import Predictive
 from bayestune.posterior.regression import RegressionPredictive
 from bayestune.progress import Progress, silent
+
+#: Pairs of classes (B, K, K) predicted at once.
+_PAIRS = 2**24
 
 
 def build(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Recipe) -> Parts:
@@ -175,8 +179,17 @@ def predict(
             return head.predictive(phi, mask, samples)
         if isinstance(head, OrdinalHead):
             return head.predictive(phi)
-        mu, var = head.moments(phi)  # pyright: ignore[reportCallIssue]
-    return predictive_at(mu, var if isinstance(head, GaussianHead) else None, 1.0, mask, config)
+        if isinstance(head, LinearHead):
+            return predictive_at(head(phi), None, 1.0, mask, config)
+        # Covariances (B, K, K) of all rows at once would not fit for many texts and classes.
+        size = max(1, _PAIRS // head.num_classes**2 if head.correlated else len(phi))  # pyright: ignore
+        masks = itertools.repeat(None) if mask is None else mask.split(size)
+        return Predictive.concatenate(
+            [
+                predictive_at(*head.moments(rows), 1.0, exists, config)  # pyright: ignore
+                for rows, exists in zip(phi.split(size), masks, strict=False)
+            ]
+        )
 
 
 def _require_order(task: Task) -> None:

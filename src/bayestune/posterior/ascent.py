@@ -29,6 +29,8 @@ from bayestune.posterior.mode import basis_of, mode
 Bound = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
 
 _HALVINGS = 6
+#: Variance to start from; at zero itself the slopes of quadratures, taken in deviations, vanish.
+_SMALL = 1e-4
 _KL = {Diagonal: diagonal.kl, Eigen: eigen.kl, Block: dense.kl, Span: subspace.kl}
 
 
@@ -64,7 +66,7 @@ def ascend(
 ) -> Ascent:
     """Alternate exact mean and covariance updates until the bound stands still.
 
-    The covariance starts at its fixed point for variances of zero.
+    The covariance starts at its fixed point for variances close to zero.
 
     Args:
         phi: features, ``(N, D)``.
@@ -112,7 +114,7 @@ def ascend(
 
     with torch.no_grad():
         mean = mean.detach()
-        c = goal(mean, phi.new_zeros(len(phi), len(mean)))
+        c = goal(mean, phi.new_full((len(phi), len(mean)), _SMALL))
         now = covariance(c)
         found = [objective(mean, now)]
         for _ in range(rounds):

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from bayestune.posterior.normals import drawn_normals
 
+#: Numbers (B, K, K·D) handled at once.
+_ELEMENTS = 2**22
+
 
 def logit_moments(phi: Tensor, mean: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and variance of the logits z_k = w_kᵀφ under q.
@@ -95,17 +98,18 @@ def marginal_scale(factor: Tensor) -> Tensor:
 
 
 def logit_covariance(phi: Tensor, factor: Tensor) -> Tensor:
-    """Return the covariance of the logits of each input, ``(B, K, K)``.
+    """Return the covariance of the logits of each input, φᵀL_k L_jᵀφ, ``(B, K, K)``.
+
+    L Lᵀ is never formed: it would cost (KD)³, whatever B.
 
     Args:
         phi: features, ``(B, D)``.
         factor: covariance factor, ``(K·D, K·D)``.
     """
-    D = phi.shape[-1]
-    K = factor.shape[0] // D
-    S = (factor @ factor.T).view(K, D, K, D)
-    cov = phi.new_empty(len(phi), K, K)
-    for k in range(K):
-        for j in range(k + 1):
-            cov[:, k, j] = cov[:, j, k] = ((phi @ S[k, :, j]) * phi).sum(-1)  # (B,)
-    return cov
+    rows = factor.unflatten(0, (-1, phi.shape[-1]))  # (K, D, K·D)
+    size = max(1, _ELEMENTS // (len(rows) * len(factor)))
+    cov = []
+    for part in phi.split(size):
+        turned = torch.stack([part @ L for L in rows], dim=1)  # (b, K, K·D), φᵀL_k
+        cov.append(turned @ turned.mT)
+    return torch.cat(cov)

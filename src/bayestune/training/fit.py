@@ -10,8 +10,8 @@ from typing import Any
 from bayestune.config import Recipe, from_mapping, merge, nest_sections, to_mapping
 from bayestune.data import Task
 from bayestune.errors import ConfigError, DataError
-from bayestune.finalize import REFRESHES, has_choices
-from bayestune.head import LinearHead
+from bayestune.finalize import REFRESHES, has_choices, require_possible
+from bayestune.head import GenerativeHead, LinearHead
 from bayestune.model import BayesModel
 from bayestune.progress import Progress, shown
 from bayestune.training.loop import natural_deviations
@@ -64,6 +64,11 @@ def fit(
     folder = None if out is None else Path(out)
     if resume and folder is None:
         raise ConfigError("resume needs the folder of the run to continue: give out.")
+    if isinstance(model.head, GenerativeHead) and not recipe.head.joint:
+        raise ConfigError(
+            "this model was fitted already: a generative head has taken the place of the one that "
+            "is trained. Build it anew."
+        )
     if recipe.train.deviations == "natural":
         kl = recipe.train.kl
         natural_deviations(model.head, 1.0 if isinstance(kl, str) else kl)
@@ -78,6 +83,7 @@ def fit(
                 "but train.hold_out is 0: give a validation set, hold rows out or fix them."
             )
         train, val = train.split(recipe.train.hold_out, recipe.seed)
+    require_possible(recipe, model.head, len(train))
     model.adopt(train)
     session = Session(model, train, val, Journal(folder), progress)
     return session.run(resume=resume, overwrite=overwrite, started=started)

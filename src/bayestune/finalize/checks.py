@@ -1,0 +1,80 @@
+"""Whether a recipe's finish can be had at all: asked before a training, which would be lost."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from bayestune.config import FinalizeConfig, Recipe
+from bayestune.errors import ConfigError
+from bayestune.finalize.refresh import BLOCK_LIMIT, REFRESHES, Head, form_of
+from bayestune.head import GaussianHead, LinearHead
+
+
+def require_possible(recipe: Recipe, head: nn.Module, rows: int) -> None:
+    """Raise ConfigError where a recipe asks for a finish that its head cannot have.
+
+    Args:
+        recipe: its sections ``head``, ``finalize`` and ``predict``.
+        head: as it is trained.
+        rows: how many training rows there are.
+    """
+    config = recipe.finalize
+    if recipe.head.kind == "generative":
+        require_generative(config)
+    elif isinstance(head, GaussianHead | LinearHead) and head.noise is not None:
+        require_numbers(config)
+    elif isinstance(head, Head) or (isinstance(head, LinearHead) and config.refresh in REFRESHES):
+        _require_classes(recipe, head, rows)
+
+
+def require_generative(config: FinalizeConfig) -> None:
+    """Raise ConfigError where the refresh is not one of a generative head."""
+    if config.refresh not in ("auto", "none"):
+        raise ConfigError(
+            f"finalize.refresh={config.refresh} is the covariance of a linear layer; with "
+            "head.kind=generative it is auto (the exact posterior) or none."
+        )
+
+
+def require_numbers(config: FinalizeConfig) -> None:
+    """Raise ConfigError where what only classes have is asked for numbers."""
+    if config.refit == "ascent" or config.groups != "shared":
+        raise ConfigError(
+            "finalize.refit=ascent and finalize.groups are about classes: a number's refreshed "
+            "posterior is exact already, with one precision."
+        )
+
+
+def require_groups(config: FinalizeConfig, head: Head | LinearHead) -> None:
+    """Raise ConfigError where precisions of groups would go unused, or their blocks be too large.
+
+    Args:
+        config: how the precisions are chosen and whether the mean moves.
+        head: gives the shape.
+    """
+    if config.groups == "shared":
+        return
+    if config.precision != "evidence" or config.refit != "mode":
+        raise ConfigError(
+            f"finalize.groups={config.groups} gives precisions to the mode that the evidence "
+            "finds: it goes with finalize.precision=evidence and finalize.refit=mode."
+        )
+    K, D = head.weight.shape
+    if config.refresh == "auto" and K * D * D > BLOCK_LIMIT:
+        raise ConfigError(
+            f"finalize.groups={config.groups} keeps a dense block of {D} × {D} for each of {K} "
+            f"classes, {4e-9 * K * D * D:.1f} GB; finalize.refresh=block asks for them all the "
+            "same, finalize.groups=shared needs none."
+        )
+
+
+def _require_classes(recipe: Recipe, head: Head | LinearHead, rows: int) -> None:
+    config, K = recipe.finalize, len(head.weight)
+    require_groups(config, head)
+    if config.refresh in REFRESHES:
+        form_of(config.refresh, head, rows)
+    if config.refresh in ("full", "kronecker") and K > 2 and recipe.predict.predictive == "exact":
+        raise ConfigError(
+            f"predict.predictive=exact integrates independent logits, and finalize.refresh="
+            f"{config.refresh} couples those of {K} classes; take predict.predictive=sample."
+        )
