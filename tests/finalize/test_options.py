@@ -194,7 +194,7 @@ def test_two_classes_report_what_the_blocks_leave_out() -> None:
         expected = float(block.sum() / (contrast @ full @ contrast).sum())
         assert chosen.excess == pytest.approx(expected, rel=1e-3)
         assert 1.2 < chosen.excess <= 2
-    assert excess(measure(head, torch.zeros(3, 6), fit, "block"), phi, 1.0) is None
+    assert excess(measure(head, torch.zeros(3, 6), fit, "block"), phi)(1.0) is None
 
 
 @pytest.mark.parametrize("refresh", ["kronecker", "full"])

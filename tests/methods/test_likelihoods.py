@@ -13,6 +13,7 @@ from bayestune.errors import ConfigError
 from bayestune.evaluation import evaluate
 from bayestune.head import GaussianHead, GenerativeHead, LinearHead, OrdinalHead
 from bayestune.model import BayesModel, build
+from bayestune.posterior.ordinal import curvature as ordinal_curvature
 from bayestune.progress import silent
 from bayestune.training import fit
 
@@ -174,7 +175,9 @@ def test_its_refresh_is_the_inverse_of_its_curvature(make, levels, refresh) -> N
     options = {"refresh": refresh, "precision": 3.0, "temperature": "none", "epochs": 1}
     model, done = run(make, levels, {"kind": "ordinal"}, hold_out=0.0, **options)
     head, phi = model.head, model.features(levels)
-    curvature = head.curvature(phi, torch.tensor(levels.targets)).detach()
+    curvature = ordinal_curvature(
+        head.row(phi).squeeze(-1), torch.tensor(levels.targets), head.cuts
+    ).detach()
     tau = 3.0 * float(torch.exp(-head.row.log_prior_variance))
     H = (phi.T * curvature) @ phi + tau * torch.eye(32)
     probe = model.features(foreign_texts(5))

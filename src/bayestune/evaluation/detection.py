@@ -1,4 +1,4 @@
-"""How well scores of unfamiliarity tell rows from elsewhere."""
+"""What evaluations share: their numbers, and how well scores of unfamiliarity tell rows apart."""
 
 from __future__ import annotations
 
@@ -25,6 +25,20 @@ REGRESSION_SCORES: Mapping[str, Callable[[Any], Tensor]] = {
     "epistemic": lambda p: p.epistemic,
     "density": lambda p: p.ood_score,
 }
+
+
+def to_json(evaluation: Any) -> dict[str, Any]:
+    """Return the numbers of an evaluation of either kind, without its predictions."""
+    return {
+        "n": evaluation.n,
+        **evaluation.scalars,
+        "intervals": {name: list(ends) for name, ends in evaluation.intervals.items()},
+        "ood": evaluation.ood,
+        "ood_intervals": {
+            name: {metric: list(ends) for metric, ends in intervals.items()}
+            for name, intervals in evaluation.ood_intervals.items()
+        },
+    }
 
 
 def detection(inside: Predicted, outside: Predicted) -> dict[str, float]:

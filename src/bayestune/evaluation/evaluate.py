@@ -11,7 +11,7 @@ import torch
 from bayestune import metrics
 from bayestune.data import Task
 from bayestune.errors import DataError
-from bayestune.evaluation.detection import detection, detection_intervals
+from bayestune.evaluation.detection import detection, detection_intervals, to_json
 from bayestune.evaluation.regression import RegressionEvaluation, score_regression
 from bayestune.model import BayesModel, Texts
 from bayestune.prediction import Prediction, RegressionPrediction
@@ -66,16 +66,7 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """Return the numbers, without the predictions."""
-        return {
-            "n": self.n,
-            **self.scalars,
-            "intervals": {name: list(ends) for name, ends in self.intervals.items()},
-            "ood": self.ood,
-            "ood_intervals": {
-                name: {metric: list(ends) for metric, ends in intervals.items()}
-                for name, intervals in self.ood_intervals.items()
-            },
-        }
+        return to_json(self)
 
 
 def evaluate(

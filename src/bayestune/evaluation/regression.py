@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from bayestune import metrics
-from bayestune.evaluation.detection import detection, detection_intervals
+from bayestune.evaluation.detection import detection, detection_intervals, to_json
 from bayestune.prediction import RegressionPrediction
 
 #: Probability of the central interval whose coverage is measured.
@@ -57,16 +57,7 @@ class RegressionEvaluation:
 
     def to_json(self) -> dict[str, Any]:
         """Return the numbers, without the predictions."""
-        return {
-            "n": self.n,
-            **self.scalars,
-            "intervals": {name: list(ends) for name, ends in self.intervals.items()},
-            "ood": self.ood,
-            "ood_intervals": {
-                name: {metric: list(ends) for metric, ends in intervals.items()}
-                for name, intervals in self.ood_intervals.items()
-            },
-        }
+        return to_json(self)
 
 
 def score_regression(

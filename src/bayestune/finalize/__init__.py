@@ -18,9 +18,11 @@ from bayestune.finalize.select import has_choices, select
 from bayestune.finalize.temperature import (
     clearly_worse,
     fit_temperature,
+    given_temperature,
     held_out_nll,
     item_nll,
     predictive_at,
+    require_rows,
     search_temperature,
 )
 
@@ -34,6 +36,7 @@ __all__ = [
     "fit_std_factor",
     "fit_temperature",
     "generative_head",
+    "given_temperature",
     "has_choices",
     "held_out_nll",
     "item_nll",
@@ -41,6 +44,7 @@ __all__ = [
     "regression_losses",
     "regression_predictive",
     "require_possible",
+    "require_rows",
     "search_temperature",
     "select",
     "to_generative",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bayestune.config import FinalizeConfig
-from bayestune.finalize.temperature import best_temperature, clearly_worse
+from bayestune.finalize.temperature import best_temperature, clearly_worse, given_temperature
 from bayestune.progress import Progress, silent
 
 Kind = Literal["trained", "refreshed", "ascended"]
@@ -101,7 +101,7 @@ def choose(
     Returns:
         All candidates, and the one taken.
     """
-    temperature = 1.0 if isinstance(config.temperature, str) else float(config.temperature)
+    temperature = given_temperature(config)
     tried: list[Candidate] = []
     best: dict[bool, _Tried] = {}
     with progress("choosing the covariance", total) as advance:

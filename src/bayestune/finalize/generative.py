@@ -13,10 +13,14 @@ import torch
 from torch import nn
 
 from bayestune.config import Recipe
-from bayestune.errors import ConfigError
 from bayestune.finalize.checks import require_generative
 from bayestune.finalize.features import Features
-from bayestune.finalize.temperature import item_nll, search_temperature
+from bayestune.finalize.temperature import (
+    given_temperature,
+    item_nll,
+    require_rows,
+    search_temperature,
+)
 from bayestune.head import GenerativeHead
 
 
@@ -41,11 +45,7 @@ def to_generative(
     """
     config = recipe.finalize
     require_generative(config)
-    if config.temperature == "auto" and held_out is None:
-        raise ConfigError(
-            "finalize.temperature=auto is fitted on held-out rows: give a validation set or "
-            "train.hold_out above 0, or fix it."
-        )
+    require_rows(config, held_out)
     covariance = "exact"
     if not isinstance(head, GenerativeHead):
         head = generative_head(recipe, fit.phi.shape[1], head.num_classes).to(fit.phi.device)  # pyright: ignore
@@ -54,12 +54,11 @@ def to_generative(
         head.start(fit.phi, fit.labels, fit.weights)
     else:
         covariance = "trained"
-    given = config.temperature
-    temperature = 1.0 if isinstance(given, str) else float(given)
+    temperature = given_temperature(config)
     nll = None
     if held_out is not None:
         probs = functools.partial(head.probs, held_out.phi, held_out.mask)
-        if given == "auto":
+        if config.temperature == "auto":
             temperature, _ = search_temperature(probs, held_out.labels)
         nll = float(item_nll(probs(temperature), held_out.labels).mean())
     return head, {"covariance": covariance, "value": None, "temperature": temperature, "nll": nll}

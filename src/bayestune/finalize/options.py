@@ -159,13 +159,11 @@ def _refreshed(
     head: Head, fit: Features, phi: Tensor, name: str, precisions: Sequence[float]
 ) -> Iterator[Option]:
     form, unit = refresh.measure(head, head.weight, fit, name), _unit(head)
-    mu = rows_of(head)(phi)
+    mu, excess = rows_of(head)(phi), refresh.excess(form, fit.phi)
     for precision in precisions:
-        tau = precision * unit
-        var, excess = form.variance(phi, tau), refresh.excess(form, fit.phi, tau)
-        yield Option(
-            "refreshed", precision, precision_cost(precision), mu, var, form, tau, excess=excess
-        )
+        tau, cost = precision * unit, precision_cost(precision)
+        var = form.variance(phi, tau)
+        yield Option("refreshed", precision, cost, mu, var, form, tau, excess=excess(tau))
 
 
 def _at_modes(
@@ -194,7 +192,7 @@ def _at_modes(
             tau,
             mean,
             float(evidence),
-            refresh.excess(form, fit.phi, tau),
+            refresh.excess(form, fit.phi)(tau),
         )
 
 
@@ -202,8 +200,8 @@ def _by_groups(head: Head, fit: Features, phi: Tensor, groups: str, start: Optio
     """Return class blocks whose precisions, one per group, are the evidence's fixed point."""
     wide, own = fit.phi.double(), refresh.groups_of(groups, head, fit)
     basis, centre = basis_of(wide), rows_of(head).prior_mean.double()
-    assert start.mean is not None
-    weight, tau = start.mean.double(), torch.full_like(centre, start.precision)
+    weight = start.mean.double()  # pyright: ignore[reportOptionalMemberAccess]
+    tau = torch.full_like(centre, start.precision)
 
     def likelihood(logits: Tensor) -> Tensor:
         return refresh.log_likelihood(head, logits, fit)

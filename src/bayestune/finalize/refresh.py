@@ -12,7 +12,7 @@ other forms keep more of the curvature or less, see `posterior.laplace`.
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from torch import Tensor
 from bayestune.errors import ConfigError
 from bayestune.finalize.features import Features
 from bayestune.head import GaussianHead, LinearHead, OrdinalHead
-from bayestune.posterior import bounds, curvature, laplace, ordinal
+from bayestune.posterior import bounds, curvature, laplace, ordinal, subspace
 from bayestune.posterior.ascent import Bound
 
 Head = GaussianHead | OrdinalHead
@@ -145,23 +145,33 @@ def groups_of(groups: str, head: Head, fit: Features) -> Tensor:
     return octave.unique(return_inverse=True)[1].expand(K, D)
 
 
-def excess(form: laplace.Form, phi: Tensor, precision: float) -> float | None:
+def excess(form: laplace.Form, phi: Tensor) -> Callable[[float], float | None]:
     """Return how much too large class blocks make the variance of a difference of two logits.
 
     The mean over rows under the blocks, divided by that under the whole curvature, which for two
-    classes has the blocks' eigenvectors and twice their eigenvalues: between 1 and 2.
+    classes has the blocks' eigenvectors and twice their eigenvalues: between 1 and 2. The rows
+    enter by their energy along the eigenvectors, which is taken once for all precisions.
 
     Args:
-        form: class blocks of two classes; None is returned for other forms and numbers of classes.
+        form: class blocks of two classes; other forms and numbers of classes have no excess.
         phi: features, ``(N, D)``.
-        precision: prior precision τ.
+
+    Returns:
+        The ratio at a prior precision τ, or None.
     """
     block = form.block if isinstance(form, laplace.Span) else form
     if not isinstance(block, laplace.Block) or len(block.values) != 2 or not len(phi):
-        return None
-    whole = replace(block, values=2 * block.values)
-    whole = replace(form, block=whole) if isinstance(form, laplace.Span) else whole
-    return float(form.variance(phi, precision).sum() / whole.variance(phi, precision).sum())
+        return lambda precision: None
+    inside = phi @ form.basis if isinstance(form, laplace.Span) else phi
+    energy = torch.stack([(inside @ Q).square().sum(0) for Q in block.vectors])  # (2, D)
+    beyond = 2 * subspace.outside(phi, inside).sum()
+
+    def ratio(precision: float) -> float:
+        parts = [(energy / (c * block.values + precision)).sum() for c in (1, 2)]
+        blocks, whole = (part + beyond / precision for part in parts)
+        return float(blocks / whole)
+
+    return ratio
 
 
 def install(head: GaussianHead, form: laplace.Form, precision: float) -> None:

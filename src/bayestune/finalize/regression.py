@@ -21,7 +21,7 @@ from bayestune.finalize.features import Features
 from bayestune.finalize.options import grid, precision_cost
 from bayestune.finalize.refit import Refit
 from bayestune.finalize.select import require_held_out
-from bayestune.finalize.temperature import best_temperature
+from bayestune.finalize.temperature import best_temperature, given_temperature, require_rows
 from bayestune.head import GaussianHead, LinearHead, Noise
 from bayestune.metrics import regression_nll
 from bayestune.posterior.regression import RegressionPredictive
@@ -160,14 +160,8 @@ def _noise(head: GaussianHead | LinearHead) -> Noise:
 
 
 def _point(head: LinearHead, held_out: Features | None, config: FinalizeConfig) -> Candidate:
-    if config.temperature != "auto":
-        given = config.temperature
-        factor = 1.0 if isinstance(given, str) else float(given)
-        return Candidate("trained", 1.0, factor, None)
-    if held_out is None:
-        raise ConfigError(
-            "finalize.temperature=auto is fitted on held-out rows: give a validation set or "
-            "train.hold_out above 0, or fix it."
-        )
+    require_rows(config, held_out)
+    if config.temperature != "auto" or held_out is None:
+        return Candidate("trained", 1.0, given_temperature(config), None)
     temperature, nll = fit_std_factor(regression_predictive(head, held_out.phi), held_out)
     return Candidate("trained", 1.0, temperature, nll)

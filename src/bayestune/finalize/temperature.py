@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 
 from torch import Tensor
 
-from bayestune.config import PredictConfig
+from bayestune.config import FinalizeConfig, PredictConfig
+from bayestune.errors import ConfigError
 from bayestune.finalize.line import minimise
 from bayestune.posterior.predictive import Predictive
 
@@ -18,6 +19,20 @@ PRIOR_SD = 0.5
 _RANGE = (-4.0, 4.0)
 _STEP = 0.5
 _FINE = 0.01
+
+
+def given_temperature(config: FinalizeConfig) -> float:
+    """Return the temperature that a recipe fixes; 1 where it is fitted or there is none."""
+    return 1.0 if isinstance(config.temperature, str) else float(config.temperature)
+
+
+def require_rows(config: FinalizeConfig, held_out: Sized | None) -> None:
+    """Raise ConfigError where a temperature is to be fitted and nothing is held out."""
+    if config.temperature == "auto" and held_out is None:
+        raise ConfigError(
+            "finalize.temperature=auto is fitted on held-out rows: give a validation set or "
+            "train.hold_out above 0, or fix it."
+        )
 
 
 def predictive_at(

@@ -140,10 +140,6 @@ class OrdinalHead(nn.Module):
             expected = ordinal.expected_log_likelihood(mu, var, labels, self.cuts)
         return expected if weights is None else weights * expected
 
-    def curvature(self, h: Tensor, labels: Tensor) -> Tensor:
-        """Return −d²/df² log P(y | f) at the mean score of features ``(B, D)``, ``(B,)``."""
-        return ordinal.curvature(self.row(h).squeeze(-1), labels, self.cuts)
-
     def kl(self) -> Tensor:
         """Return KL(q ‖ p) of w in nats, a scalar; cut points are parameters without a prior."""
         return self.row.kl()

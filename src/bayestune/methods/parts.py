@@ -19,8 +19,10 @@ from bayestune.finalize import (
     finish_regression,
     fit_temperature,
     generative_head,
+    given_temperature,
     predictive_at,
     regression_predictive,
+    require_rows,
     select,
     to_generative,
 )
@@ -151,17 +153,13 @@ def finalize(
         family = head.row.family if isinstance(head, OrdinalHead) else head.family
         report = {**vars(chosen), "family": family, "tried": [vars(c) for c in tried]}
         temperature = chosen.temperature
-    elif config.temperature == "auto":
-        if held_out is None:
-            raise ConfigError(
-                "finalize.temperature=auto is fitted on held-out rows: give a validation set or "
-                "train.hold_out above 0, or fix it."
-            )
-        with torch.no_grad():
-            mu, _ = head.moments(held_out.phi)  # pyright: ignore[reportCallIssue]
-        temperature, _ = fit_temperature(mu, None, held_out.labels, held_out.mask)
     else:
-        temperature = 1.0 if config.temperature == "none" else float(config.temperature)
+        require_rows(config, held_out)
+        temperature = given_temperature(config)
+        if config.temperature == "auto" and held_out is not None:
+            with torch.no_grad():
+                mu, _ = head.moments(held_out.phi)  # pyright: ignore[reportCallIssue]
+            temperature, _ = fit_temperature(mu, None, held_out.labels, held_out.mask)
     head.fold_temperature(temperature)  # pyright: ignore[reportCallIssue]
     report["temperature"] = temperature
     return head, report

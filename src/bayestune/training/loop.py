@@ -201,9 +201,9 @@ class Loop:
         self.posterior.step()
         if self.config.deviations == "natural":
             own = natural_deviations(self.head, self.kappa)
-            assert own.grad is not None
             weight = self.kappa / len(self.rows)
-            step_deviations(own, own.grad, DEVIATION_RATE * rate, weight)
+            rho = DEVIATION_RATE * rate
+            step_deviations(own, own.grad, rho, weight)  # pyright: ignore[reportArgumentType]
 
     def _descend(self, loss: Tensor, batch: list[int]) -> None:
         if not torch.isfinite(loss):
