@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bayestune.finalize.checks import require_possible
 from bayestune.finalize.choice import Candidate
-from bayestune.finalize.features import Features
+from bayestune.finalize.features import Features, Rows
 from bayestune.finalize.generative import generative_head, to_generative
 from bayestune.finalize.options import KAPPAS
 from bayestune.finalize.refresh import REFRESHES
@@ -21,6 +21,7 @@ from bayestune.finalize.temperature import (
     given_temperature,
     held_out_nll,
     item_nll,
+    observed_at,
     predictive_at,
     require_rows,
     search_temperature,
@@ -31,6 +32,7 @@ __all__ = [
     "REFRESHES",
     "Candidate",
     "Features",
+    "Rows",
     "clearly_worse",
     "finish_regression",
     "fit_std_factor",
@@ -40,6 +42,7 @@ __all__ = [
     "has_choices",
     "held_out_nll",
     "item_nll",
+    "observed_at",
     "predictive_at",
     "regression_losses",
     "regression_predictive",

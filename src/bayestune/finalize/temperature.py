@@ -10,6 +10,7 @@ from torch import Tensor
 from bayestune.config import FinalizeConfig, PredictConfig
 from bayestune.errors import ConfigError
 from bayestune.finalize.line import minimise
+from bayestune.posterior.observed import LogitDraws, LogitMoments
 from bayestune.posterior.predictive import Predictive
 
 #: Standard deviation of the prior on ln T: a handful of held-out rows cannot drive T to extremes,
@@ -62,6 +63,25 @@ def predictive_at(
         samples=samples,
         mask=mask,
     )
+
+
+def observed_at(
+    observed: LogitDraws | LogitMoments,
+    temperature: float,
+    mask: Tensor | None = None,
+    config: PredictConfig | None = None,
+) -> Predictive:
+    """Return the predictive of random adapter weights with all logits divided by T.
+
+    Args:
+        observed: what they say of N rows.
+        temperature: T.
+        mask: which classes exist ``(N, K)``.
+        config: how moments become probabilities; the recipe's default where absent.
+    """
+    if isinstance(observed, LogitDraws):
+        return Predictive.from_samples(observed.logits / temperature, mask)
+    return predictive_at(observed.mean, observed.covariance, temperature, mask, config)
 
 
 def item_nll(probs: Tensor, labels: Tensor) -> Tensor:

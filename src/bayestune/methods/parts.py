@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,17 +19,19 @@ from bayestune.finalize import (
     REFRESHES,
     Features,
     finish_regression,
-    fit_temperature,
     generative_head,
     given_temperature,
+    observed_at,
     predictive_at,
     regression_predictive,
     require_rows,
+    search_temperature,
     select,
     to_generative,
 )
 from bayestune.head import GaussianHead, GenerativeHead, LinearHead, Noise, OrdinalHead
 from bayestune.methods.contract import Parts, Terms
+from bayestune.posterior.observed import LogitDraws, LogitMoments, Observed
 from bayestune.posterior.predictive import Predictive
 from bayestune.posterior.regression import RegressionPredictive
 from bayestune.progress import Progress, silent
@@ -157,21 +161,60 @@ def finalize(
         require_rows(config, held_out)
         temperature = given_temperature(config)
         if config.temperature == "auto" and held_out is not None:
-            with torch.no_grad():
-                mu, _ = head.moments(held_out.phi)  # pyright: ignore[reportCallIssue]
-            temperature, _ = fit_temperature(mu, None, held_out.labels, held_out.mask)
+            temperature = _temperature(head, held_out, recipe.predict)
     head.fold_temperature(temperature)  # pyright: ignore[reportCallIssue]
     report["temperature"] = temperature
     return head, report
 
 
+def _temperature(head: nn.Module, held_out: Features, config: PredictConfig) -> float:
+    """Return the temperature of a point head, whatever the features under it vary with."""
+    if held_out.logits is None:
+        with torch.no_grad():
+            found = at_mean(head, held_out.phi, held_out.mask)
+    else:
+        found = functools.partial(_observed, held_out.logits, held_out.mask, config)
+    return search_temperature(lambda t: found(t).probs, held_out.labels)[0]
+
+
+def _observed(
+    observed: LogitDraws | LogitMoments, mask: Tensor | None, config: PredictConfig, t: float
+) -> Predictive:
+    return observed_at(observed, t, mask, config)
+
+
+def at_mean(
+    head: nn.Module, phi: Tensor, mask: Tensor | None = None
+) -> Callable[[float], Predictive]:
+    """Return the predictive of a classifier's posterior mean as a function of temperature.
+
+    Args:
+        head: the head.
+        phi: features ``(B, D)``.
+        mask: which classes exist ``(B, K)``.
+    """
+    if isinstance(head, GenerativeHead):  # closed form, means averaged over
+        return lambda t: Predictive.from_point(head.probs(phi, mask, t).log().clamp_min(-1e30))
+    mu, _ = head.moments(phi)  # pyright: ignore[reportCallIssue]
+    if isinstance(head, OrdinalHead):
+        return lambda t: head.at(mu, None, t)
+    return lambda t: Predictive.from_point(mu / t, mask)
+
+
 def predict(
-    head: nn.Module, phi: Tensor, config: PredictConfig, mask: Tensor | None = None
+    head: nn.Module, phi: Observed, config: PredictConfig, mask: Tensor | None = None
 ) -> Predictive | RegressionPredictive:
-    """Return the predictive of features ``(B, D)``: a point for point heads, else averaged."""
+    """Return the predictive of what was observed: a point for points, else averaged.
+
+    With ``predict.samples=0`` it is that of the posterior's mean.
+    """
+    if not isinstance(phi, Tensor):
+        return observed_at(phi, 1.0, mask, config)
     if isinstance(head, GaussianHead | LinearHead) and head.noise is not None:
-        return regression_predictive(head, phi)
+        return regression_predictive(head, phi, at_mean=config.samples == 0)
     with torch.no_grad():
+        if config.samples == 0:
+            return at_mean(head, phi, mask)(1.0)
         if isinstance(head, GenerativeHead):
             samples = None if config.samples == "auto" else int(config.samples)
             return head.predictive(phi, mask, samples)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -15,11 +16,13 @@ from bayestune.config import to_mapping
 from bayestune.data import Task
 from bayestune.errors import ModelError, StoreError
 from bayestune.files import recover
-from bayestune.finalize import Features
+from bayestune.finalize import Features, Rows
 from bayestune.head import GenerativeHead
+from bayestune.methods import Parts
 from bayestune.metrics import Density, fit_density
 from bayestune.model import BayesModel
 from bayestune.peft import adapter_report
+from bayestune.posterior.observed import LogitDraws, LogitMoments
 from bayestune.posterior.regression import RegressionPredictive
 from bayestune.progress import Advance, Progress
 from bayestune.training.checkpoint import (
@@ -34,7 +37,7 @@ from bayestune.training.checkpoint import (
 )
 from bayestune.training.choose import candidates, delivered_losses, largest, race_epochs
 from bayestune.training.loop import Loop
-from bayestune.training.rows import Rows, prepare
+from bayestune.training.rows import prepare
 from bayestune.training.run import CHECKPOINT, RACE, Journal, Run
 
 logger = logging.getLogger(__name__)
@@ -134,14 +137,28 @@ class Session:
 
     def finalize(self) -> dict[str, Any]:
         """Finish the posterior and fit the density on cached features; return what was chosen."""
+        settled = self._settle()
         fit_rows = self.rows.features(self.features(self.rows, "features, training"))
         val_rows = None if self.val is None else self.val.features(self.features(self.val))
+        if self.val is not None and val_rows and self.recipe.finalize.temperature == "auto":
+            val_rows = replace(val_rows, logits=self._observe(self.val))
+        weights = self.model.backbone.weights
         head, report = self.model.method.finalize(
             self.model.head, fit_rows, val_rows, self.recipe, self.progress
         )
         self.model.set_head(head)
+        if weights is not None:
+            weights.fold_temperature(report["temperature"])
         self.model.density = None if isinstance(head, GenerativeHead) else self.density(fit_rows)
-        return report
+        return settled | report
+
+    def _settle(self) -> dict[str, Any]:
+        """Let the method make its distribution over the adapter's weights."""
+        model, settle = self.model, self.model.method.settle
+        if settle is None:
+            return {}
+        parts = Parts(model.backbone, model.head)
+        return settle(parts, self.reader, self.rows, self.val, self.recipe, self.progress)
 
     def density(self, rows: Features) -> Density:
         """Return the class densities of features, in fp32; numbers are of one class."""
@@ -152,6 +169,11 @@ class Session:
         return Density(
             density.means.float().cpu(), density.whitening.float().cpu(), density.present.cpu()
         )
+
+    def _observe(self, rows: Rows) -> LogitDraws | LogitMoments | None:
+        """Return what random adapter weights say of rows; None where the adapter is a point."""
+        observed = self.model.observe_encoded(rows.encoded, progress=self.progress)
+        return None if isinstance(observed, Tensor) else observed
 
     def features(self, rows: Rows, label: str = "") -> Tensor:
         """Return the features of rows ``(N, D)`` on the head's device."""

@@ -1,0 +1,9 @@
+"""Distributions over the weights of an adapter, one per file."""
+
+from __future__ import annotations
+
+from bayestune.weights.distribution import Drawing, WeightDistribution
+from bayestune.weights.gaussian import GaussianWeights
+from bayestune.weights.site import Factor, Site, sites
+
+__all__ = ["Drawing", "Factor", "GaussianWeights", "Site", "WeightDistribution", "sites"]
