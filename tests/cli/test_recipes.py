@@ -26,7 +26,15 @@ def flat(data, prefix: str = "") -> dict[str, object]:
 
 
 def test_names() -> None:
-    assert recipes.names() == ["blob", "encoder", "mle", "polar_vbll", "quickstart"]
+    assert recipes.names() == [
+        "blob",
+        "encoder",
+        "laplace_lora",
+        "mle",
+        "polar_laplace",
+        "polar_vbll",
+        "quickstart",
+    ]
 
 
 @pytest.mark.parametrize("name", recipes.names())

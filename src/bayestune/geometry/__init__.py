@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bayestune.geometry.balance import balanced
 from bayestune.geometry.polar import polar_factor
 from bayestune.geometry.rank import stable_rank, stable_rank_lora
 from bayestune.geometry.retractions import step_cayley, step_qr
@@ -18,6 +19,7 @@ from bayestune.geometry.stiefel import (
 )
 
 __all__ = [
+    "balanced",
     "canonical_gradient",
     "check_point",
     "landing_field",

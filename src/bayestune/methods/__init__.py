@@ -8,11 +8,13 @@ from typing import Any
 
 from bayestune.config import Recipe, from_mapping, merge
 from bayestune.errors import ConfigError, nearest
-from bayestune.methods import blob, mle, polar_vbll
+from bayestune.methods import blob, laplace_lora, mle, polar_laplace, polar_vbll
 from bayestune.methods.contract import Method, Parts, Terms
 from bayestune.methods.parts import at_mean
 
-METHODS: dict[str, Method] = {m.METHOD.name: m.METHOD for m in (polar_vbll, mle, blob)}
+METHODS: dict[str, Method] = {
+    m.METHOD.name: m.METHOD for m in (polar_vbll, mle, blob, laplace_lora, polar_laplace)
+}
 
 
 def get(name: str) -> Method:

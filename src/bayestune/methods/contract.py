@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -106,6 +106,7 @@ class Method:
         summary: one line for ``bayestune methods``.
         source: the paper.
         settle: makes the adapter's weights random after training, where it does.
+        needs_held_out: whether a recipe leaves it a choice by held-out rows.
         defaults: recipe values where they differ from the recipe's own.
         options: a frozen dataclass of the keys in its section ``weights``.
     """
@@ -118,5 +119,6 @@ class Method:
     finalize: Finalize
     predict: Predict
     settle: Settle | None = None
+    needs_held_out: Callable[[Recipe], bool] = lambda recipe: False
     defaults: Mapping[str, Any] = field(default_factory=dict)
     options: type = NoOptions

@@ -19,6 +19,7 @@ from bayestune.posterior import (
     ordinal,
     projection,
     regression,
+    sketch,
     subspace,
 )
 from bayestune.posterior.ascent import Ascent, ascend
@@ -46,5 +47,6 @@ __all__ = [
     "ordinal",
     "projection",
     "regression",
+    "sketch",
     "subspace",
 ]

@@ -27,6 +27,33 @@ def bernoulli(probs: Tensor, weights: Tensor | None = None) -> Tensor:
     return own if weights is None else own * weights[:, None]
 
 
+def root(probs: Tensor) -> Tensor:
+    """Return a square root of the curvature of every row in its logits, one column short of square.
+
+        L Lᵀ = diag p − ppᵀ,   L = (I − T) diag d,   T_jk = p_j/s_k for j > k,   s_k = Σ_{j>k} p_j,
+        d_k² = p_k s_k / (p_k + s_k)
+
+    It is the Cholesky factor, whose last column is zero and left out. No difference of numbers
+    close to each other is taken, so that it stays exact where one class has all the probability.
+
+    Args:
+        probs: predictions, ``(N, K)``; a class that does not exist has 0.
+
+    Returns:
+        The roots, ``(N, K, K − 1)``.
+
+    Source: Tanabe and Sagae, An exact Cholesky decomposition of the covariance of the multinomial
+    distribution (1992).
+    """
+    tail = probs.flip(1).cumsum(1).flip(1)  # p_k + s_k
+    tiny = torch.finfo(probs.dtype).tiny
+    here, rest = tail[:, :-1], tail[:, 1:]  # (N, K − 1)
+    scale = (probs[:, :-1] * (rest / here.clamp_min(tiny))).sqrt()
+    below = (probs[:, :, None] / rest[:, None].clamp_min(tiny)).tril(-1)  # (N, K, K − 1)
+    eye = torch.eye(probs.shape[1], dtype=probs.dtype, device=probs.device)[:, :-1]
+    return (eye - below) * scale[:, None]
+
+
 def block(phi: Tensor, own: Tensor, chunk: int = 4096) -> Tensor:
     """Return the class blocks A_k = Σ_n c_nk φ_n φ_nᵀ of the curvature.
 

@@ -6,6 +6,8 @@ evidence only where the mean is the mode of the posterior at that precision; see
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -71,3 +73,38 @@ def updated_precision(
     distance = total((mean - prior_mean).square())
     determined = total((1 - precision * variance).clamp_min(torch.finfo(mean.dtype).eps))
     return (determined / distance)[groups]
+
+
+def best_precision(
+    distance: float | Tensor,
+    eigenvalues: Tensor,
+    bounds: tuple[float, float] = (1e-6, 1e12),
+) -> float:
+    """Return the one precision that maximises the evidence, mean and curvature held.
+
+        τ ‖w* − m‖² = γ(τ) = Σ λ / (λ + τ)
+
+    In log τ the evidence is concave, so the sign of its slope, γ − τ‖w* − m‖², finds the maximum by
+    halving. Where nothing was moved or the data determine nothing there is none, and a bound is
+    returned.
+
+    Args:
+        distance: ‖w* − m‖².
+        eigenvalues: of G, in any shape.
+        bounds: smallest and largest τ.
+
+    Returns:
+        τ.
+
+    Source: MacKay, Bayesian interpolation (1992), equation 32.
+    """
+    values, distance = eigenvalues.double(), float(distance)
+    low, high = (math.log(bound) for bound in bounds)
+    while high - low > 1e-9:
+        middle = (low + high) / 2
+        tau = math.exp(middle)
+        if float((values / (values + tau)).sum()) > tau * distance:
+            low = middle
+        else:
+            high = middle
+    return math.exp((low + high) / 2)

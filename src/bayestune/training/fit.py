@@ -79,8 +79,9 @@ def fit(
     if val is None and _needs_held_out(model):
         if recipe.train.hold_out == 0:
             raise ConfigError(
-                "the recipe leaves choices (train.kl, train.patience, finalize.*) to held-out rows "
-                "but train.hold_out is 0: give a validation set, hold rows out or fix them."
+                "the recipe leaves choices (train.kl, train.patience, finalize.*, weights.*) to "
+                "held-out rows but train.hold_out is 0: give a validation set, hold rows out or fix "
+                "them."
             )
         train, val = train.split(recipe.train.hold_out, recipe.seed)
     require_possible(recipe, model.head, len(train))
@@ -92,6 +93,8 @@ def fit(
 def _needs_held_out(model: BayesModel) -> bool:
     recipe, finalize = model.recipe, model.recipe.finalize
     if recipe.train.patience > 0 or finalize.temperature == "auto":
+        return True
+    if model.method.needs_held_out(recipe):
         return True
     point = isinstance(model.head, LinearHead)
     if recipe.head.kind == "generative":

@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from bayestune.weights.distribution import Drawing, WeightDistribution
 from bayestune.weights.gaussian import GaussianWeights
+from bayestune.weights.laplace import LaplaceWeights
 from bayestune.weights.site import Factor, Site, sites
 
-__all__ = ["Drawing", "Factor", "GaussianWeights", "Site", "WeightDistribution", "sites"]
+__all__ = [
+    "Drawing",
+    "Factor",
+    "GaussianWeights",
+    "LaplaceWeights",
+    "Site",
+    "WeightDistribution",
+    "sites",
+]

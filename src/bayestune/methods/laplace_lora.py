@@ -1,0 +1,199 @@
+"""Laplace-LoRA: a Gaussian around trained LoRA factors, by the curvature of the likelihood.
+
+    q(A, B) = N(θ*, (Λ + τI)⁻¹),   Λ = Σ_n J_nᵀ (diag p_n − p_n p_nᵀ) J_n  in Kronecker factors
+    f(x) ~ N(f_θ*(x), J (Λ + τI)⁻¹ Jᵀ)
+
+Training is by maximum likelihood (with ``train.weight_decay``, a prior's). The factors of each
+layer are balanced before anything is measured: (B R⁻¹, R A) is the same function, and would have
+another prior. With ``adapter.kind=polar`` the core Θ is random between its frames.
+
+Source: Yang, Robeyns, Wang and Aitchison 2024 (arXiv 2308.13111).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from bayestune.backbone import Base, Reader, Source
+from bayestune.config import Recipe
+from bayestune.data import Task
+from bayestune.errors import ConfigError
+from bayestune.finalize import (
+    Rows,
+    given_temperature,
+    held_out_nll,
+    observed_at,
+    search_temperature,
+)
+from bayestune.geometry import balanced
+from bayestune.methods import parts
+from bayestune.methods.contract import Method, Parts
+from bayestune.posterior.observed import LogitMoments
+from bayestune.progress import Progress, silent
+from bayestune.weights import LaplaceWeights, Site, sites
+
+#: Factors on the precision of the evidence that held-out rows choose from, and the standard
+#: deviation of the prior on their logarithm: a decade, as for the last layer.
+FACTORS = tuple(10.0 ** (step / 2) for step in range(-4, 5))
+PRIOR_SD = math.log(10)
+
+_HEAD = "head"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of Laplace-LoRA."""
+
+    #: τ of every weight. evidence: where the marginal likelihood of the training labels is largest;
+    #: held_out: a factor on that, by held-out likelihood
+    precision: float | Literal["evidence", "held_out"] = "evidence"
+    groups: Literal["shared", "layer"] = "shared"  # weights that share one precision
+    columns: int = 16  # most eigenvectors of a site's larger Kronecker factor
+    head: bool = False  # the last layer is random too
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.precision, str) and not self.precision > 0:
+            raise ConfigError(
+                f"weights.precision is {self.precision}; expected evidence, held_out or a number "
+                "above 0."
+            )
+        if self.columns < 1:
+            raise ConfigError(f"weights.columns is {self.columns}; expected at least 1.")
+
+
+def build(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Recipe) -> Parts:
+    """Adapt the base and get ready for a posterior over LoRA's A and B, or over PoLAR's core.
+
+    Raises:
+        ConfigError: if the task has no classes, or the recipe gives the head a posterior of its
+            own, which would go unused.
+    """
+    if task.kind == "regression":
+        raise ConfigError(
+            f"{recipe.method} takes the curvature of a softmax; a regression task has none. Use "
+            "polar_vbll."
+        )
+    _require_linear(recipe)
+    made = parts.build(base, source, tokenizer, task, recipe)
+    options = Options(**recipe.weights)
+    factors = ("A", "B") if recipe.adapter.kind == "lora" else ("core",)
+    where = sites(made.backbone.peft_model, *factors)
+    if options.head:
+        where[_HEAD] = Site(made.head, made.head.weight)  # pyright: ignore[reportArgumentType]
+    made.backbone.weights = LaplaceWeights(
+        where, columns=options.columns, head=_HEAD if options.head else None
+    )
+    return made
+
+
+def settle(
+    parts: Parts,
+    reader: Reader,
+    fit: Rows,
+    held_out: Rows | None,
+    recipe: Recipe,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Balance the factors, measure their curvature and choose the prior's precision.
+
+    Returns:
+        Under ``weights``: prior precisions by group, the log evidence in nats and how many
+        parameters the data determine; with ``weights.precision=held_out`` the factor that was
+        chosen and the held-out losses of all.
+    """
+    _require_linear(recipe)
+    options, weights = Options(**recipe.weights), parts.backbone.weights
+    assert isinstance(weights, LaplaceWeights)
+    balance(weights)
+    log_likelihood = weights.fit(reader, parts.head, fit, progress=progress)
+    groups = weights.groups(options.groups)
+    report: dict[str, Any] = {}
+    if isinstance(options.precision, str):
+        chosen = {name: weights.best_precision(group) for name, group in groups.items()}
+    else:
+        chosen = dict.fromkeys(groups, float(options.precision))
+    _install(weights, groups, chosen)
+    if options.precision == "held_out":
+        assert held_out is not None
+        report = _by_held_out(parts, weights, reader, held_out, recipe, progress)
+        chosen = {name: report["factor"] * value for name, value in chosen.items()}
+        _install(weights, groups, chosen)
+    gain = sum(weights.evidence(group, chosen[name]) for name, group in groups.items())
+    return {"weights": {"precision": chosen, "log_evidence": log_likelihood + gain, **report}}
+
+
+@torch.no_grad()
+def balance(weights: LaplaceWeights) -> None:
+    """Balance the factors A and B of every layer in place; the function stays."""
+    for name, site in weights.sites.items():
+        if name.endswith(".A"):
+            other = weights.sites[f"{name.removesuffix('.A')}.B"]
+            B, A = balanced(other.weight, site.weight)
+            other.weight.copy_(B)
+            site.weight.copy_(A)
+
+
+def _install(
+    weights: LaplaceWeights, groups: dict[str, list[str]], precisions: dict[str, float]
+) -> None:
+    for name, group in groups.items():
+        weights.set_precisions(dict.fromkeys(group, precisions[name]))
+
+
+def _by_held_out(
+    parts: Parts,
+    weights: LaplaceWeights,
+    reader: Reader,
+    rows: Rows,
+    recipe: Recipe,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Return the factor on all precisions by held-out likelihood, each at its own temperature."""
+    tried: dict[float, float] = {}
+    found = weights.moments(reader, parts.head, rows.encoded, FACTORS, progress=progress)
+    for factor, moments in zip(FACTORS, found, strict=True):
+        tried[factor] = _loss(moments, rows, recipe)
+    cost = {f: nll * len(rows) + (math.log(f) / PRIOR_SD) ** 2 / 2 for f, nll in tried.items()}
+    factor = min(cost, key=lambda f: cost[f])
+    return {"factor": factor, "tried": {f"{f:.3g}": nll for f, nll in tried.items()}}
+
+
+def _loss(moments: LogitMoments, rows: Rows, recipe: Recipe) -> float:
+    def probs(temperature: float) -> torch.Tensor:
+        return observed_at(moments, temperature, rows.mask, recipe.predict).probs
+
+    if recipe.finalize.temperature == "auto":
+        return search_temperature(probs, rows.labels)[1]
+    return held_out_nll(probs(given_temperature(recipe.finalize)), rows.labels)
+
+
+def _require_linear(recipe: Recipe) -> None:
+    if recipe.head.kind != "linear" or recipe.finalize.refresh != "none":
+        raise ConfigError(
+            f"{recipe.method} has a posterior over the adapter around a point head "
+            "(head.kind=linear, finalize.refresh=none); weights.head=true includes the head."
+        )
+
+
+METHOD = Method(
+    name="laplace_lora",
+    summary="Laplace posterior over LoRA's A and B; one backward pass per class",
+    source="arXiv 2308.13111",
+    build=build,
+    loss=parts.loss,
+    settle=settle,
+    finalize=parts.finalize,
+    predict=parts.predict,
+    needs_held_out=lambda recipe: recipe.weights["precision"] == "held_out",
+    defaults={
+        "adapter": {"kind": "lora"},
+        "head": {"kind": "linear"},
+        "train": {"lr": 5e-4, "kl": 0.0},
+        "finalize": {"refresh": "none", "temperature": "none"},
+    },
+    options=Options,
+)
