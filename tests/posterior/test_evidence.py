@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bayestune.posterior import curvature, dense
-from bayestune.posterior.evidence import log_evidence, updated_precision
+from bayestune.posterior.evidence import best_precision, log_evidence, updated_precision
 from bayestune.posterior.laplace import Block, Given
 from bayestune.posterior.mode import mode
 
@@ -49,6 +49,32 @@ def test_the_fixed_point_is_where_the_evidence_of_a_gaussian_likelihood_is_large
         assert linear_gaussian(factor * tau)[-1] < best
     grid = torch.logspace(-2, 2, 41).tolist()
     assert all(linear_gaussian(t)[-1] <= best for t in grid)
+
+
+def test_the_best_precision_of_a_gaussian_likelihood_is_the_known_answer():
+    tau = 1.0
+    for _ in range(300):  # the mean moves to the mode at each precision
+        at, M, values, _, _ = linear_gaussian(tau)
+        tau = best_precision((at - M).square().sum(), values)
+    known = linear_gaussian(tau)[-1]
+    for wrong in (0.01, 0.5, 0.9, 1.1, 2.0, 100.0):
+        assert linear_gaussian(wrong * tau)[-1] < known
+
+
+def test_the_best_precision_is_where_the_evidence_at_a_mean_that_stays_is_largest():
+    at, M, values, likelihood, _ = linear_gaussian(1.0)
+    for scale in (0.1, 1.0, 10.0):
+        tau = best_precision(scale * (at - M).square().sum(), values)
+        grid = tau * torch.logspace(-2, 2, 4001, dtype=torch.float64)
+        found = [log_evidence(likelihood, M + scale**0.5 * (at - M), M, values, t) for t in grid]
+        torch.testing.assert_close(
+            grid[int(torch.stack(found).argmax())].item(), tau, rtol=3e-3, atol=0
+        )
+
+
+def test_without_a_best_precision_it_is_a_bound():
+    assert best_precision(0.0, torch.ones(3)) == pytest.approx(1e12)
+    assert best_precision(1.0, torch.zeros(3)) == pytest.approx(1e-6)
 
 
 def classes(seed: int = 0):

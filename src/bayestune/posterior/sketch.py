@@ -12,9 +12,9 @@ _ROUNDING = 1e-6
 class Sketch:
     """Collects ``G = Σ xxᵀ`` of rows x in R^D: whole, or ``Y = G Ω`` for 2R orthonormal columns.
 
-    The Nyström approximation ``Y (ΩᵀY)⁺ Yᵀ ≤ G`` misses about what the best of rank 2R misses, and
-    of it the R leading eigenpairs are kept. What was collected does not depend on the order of the
-    rows, nor on how they were cut into batches.
+    Delivered are the R leading eigenpairs of the Nyström approximation ``Y (ΩᵀY)⁺ Yᵀ ≤ G``, which
+    miss about as much as, and rarely twice what, the best of rank R miss. Neither the order of the
+    rows matters nor how they are cut into batches.
 
     Args:
         size: D.

@@ -80,8 +80,8 @@ def fit(
         if recipe.train.hold_out == 0:
             raise ConfigError(
                 "the recipe leaves choices (train.kl, train.patience, finalize.*, weights.*) to "
-                "held-out rows but train.hold_out is 0: give a validation set, hold rows out or fix "
-                "them."
+                "held-out rows but train.hold_out is 0: give a validation set, hold rows out or "
+                "fix them."
             )
         train, val = train.split(recipe.train.hold_out, recipe.seed)
     require_possible(recipe, model.head, len(train))

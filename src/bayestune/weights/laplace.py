@@ -156,26 +156,26 @@ class LaplaceWeights(WeightDistribution):
         Returns:
             Moments on the CPU, one for each factor.
         """
-        phi = mean = cov = torch.empty(0)
+        order: list[int] = []
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
         batches = self._passes(
             reader, head, encoded, batch_size, head.num_classes, progress, "linearised predictions"
         )
-        for index, features, logits, calls in batches:
-            K = logits.shape[1]
-            if not len(phi):
-                N, like = len(encoded.ids), logits.detach().cpu()
-                phi = torch.empty(N, features.shape[1])
-                mean, cov = like.new_empty(N, K), like.new_empty(len(factors), N, K, K)
-            of = [pulled(logits, calls, one.expand_as(logits)) for one in torch.eye(K).to(logits)]
-            total = logits.new_zeros(len(factors), len(index), K, K)
+        for index, phi, logits, calls in batches:
+            B, K = logits.shape
+            of = [pulled(logits, calls, one.expand(B, K)) for one in torch.eye(K).to(logits)]
+            total = logits.new_zeros(len(factors), B, K, K)
             for name in self.sites:
                 known = self.factors(name)
                 # Derivatives are let go site by site: they are most of what is held.
                 inside, rest = projected(torch.stack([J.pop(name) for J in of], 1), known)
                 for part, factor in zip(total, factors, strict=True):
                     part += covariance(inside, rest, known, self.precision(name) * factor)
-            phi[index], mean[index] = features.detach().cpu(), logits.detach().cpu()
-            cov[:, index] = total.cpu()
+            order += index
+            parts.append((phi.detach().cpu(), logits.detach().cpu(), total.cpu()))
+        back = torch.tensor(order).argsort()
+        phi, mean = (torch.cat([part[i] for part in parts])[back] for i in (0, 1))
+        cov = torch.cat([total for _, _, total in parts], 1)[:, back]  # (P, N, K, K)
         return [LogitMoments(phi, mean, one) for one in cov]
 
     def observe(
