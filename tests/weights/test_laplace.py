@@ -281,3 +281,27 @@ def test_it_has_the_determinants_and_the_distance_of_the_formula() -> None:
 def test_groups() -> None:
     weights = Toy(2, 1).laplace(*SITES)
     assert weights.groups("shared") == {"adapter": ["A", "B"], "head": ["head"]}
+
+
+# another library ----------------------------------------------------------------------------------
+
+
+def test_laplace_torch_says_the_same() -> None:
+    library = pytest.importorskip("laplace", reason="laplace-torch is not installed")
+    toy = Toy(12, 2)
+    with torch.no_grad():
+        toy.head.weight.zero_()  # where both Kronecker products are exact
+    weights, likelihood = fitted(toy, "head")
+    phi = toy(toy.inputs).detach()
+    torch.nn.Module.zero_grad(toy)
+    linear = torch.nn.Linear(phi.shape[1], 3, bias=False, dtype=torch.float64)
+    linear.load_state_dict({"weight": toy.head.weight})
+    rows = torch.utils.data.TensorDataset(phi, toy.labels)
+    other = library.KronLaplace(linear, "classification", prior_precision=TAU)
+    other.fit(torch.utils.data.DataLoader(rows, batch_size=5))
+    mean, var = other._glm_predictive_distribution(phi)
+    (found,) = moments(toy, weights)
+    torch.testing.assert_close(found.mean, mean)
+    torch.testing.assert_close(found.covariance, var)
+    evidence = likelihood + weights.evidence(["head"], TAU)
+    assert evidence == pytest.approx(float(other.log_marginal_likelihood()))

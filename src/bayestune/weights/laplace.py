@@ -91,12 +91,12 @@ class LaplaceWeights(WeightDistribution):
         total = 0.0
         for index, _, logits, calls in batches:
             here = rows.batch(logits.detach(), index)
-            log_p = present(logits.detach(), here.mask).double().log_softmax(-1)
+            log_p = present(logits.detach(), here.mask).log_softmax(-1)
             weights = torch.ones_like(log_p[:, 0]) if here.weights is None else here.weights
             likelihood = log_p.gather(1, here.labels[:, None]).flatten()
             total += float((weights * likelihood).sum())
             roots = curvature.root(log_p.exp()) * weights.sqrt()[:, None, None]  # (B, K, K − 1)
-            for column in roots.to(logits).unbind(-1):
+            for column in roots.unbind(-1):
                 for name, J in pulled(logits, calls, column).items():
                     found[name].add(J)
         for name, site in found.items():
