@@ -229,7 +229,7 @@ def test_held_out_rows_choose_a_factor_on_the_evidences(make, clear_test) -> Non
         )
 
 
-def test_a_temperature_is_fitted_on_what_is_delivered(make) -> None:
+def test_a_temperature_is_fitted_on_what_is_delivered(make, tmp_path) -> None:
     model, done = run(make, temperature="auto", weights={"head": True})
     plain, _ = run(make, hold_out=0.1, patience=9, weights={"head": True})
     T = done.chosen["temperature"]
@@ -237,6 +237,8 @@ def test_a_temperature_is_fitted_on_what_is_delivered(make) -> None:
     a, b = model.observe(FAMILIAR), plain.observe(FAMILIAR)
     torch.testing.assert_close(a.mean * T, b.mean, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(a.covariance * T**2, b.covariance, rtol=1e-3, atol=1e-3)
+    model.save(tmp_path / "model")
+    assert torch.equal(covariance(load(tmp_path / "model")), a.covariance)
 
 
 # refused ------------------------------------------------------------------------------------------

@@ -55,9 +55,10 @@ def test_its_root_squares_to_it_even_where_a_class_is_certain_or_absent() -> Non
 # the factors --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize("positions", [1, 4])
-def test_one_row_of_two_classes_at_one_position_is_exact_and_its_trace_always(positions) -> None:
-    toy = Toy(1, positions, classes=2)
+def test_one_row_at_one_position_is_exact(positions, classes) -> None:
+    toy = Toy(1, positions, classes)
     weights, _ = fitted(toy, *SITES)
     for name, G in toy.gauss_newton(*SITES).items():
         found = dense(weights.factors(name))
