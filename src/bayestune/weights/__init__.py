@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bayestune.weights.distribution import Drawing, WeightDistribution
+from bayestune.weights.distribution import Drawing, MixedRowsError, WeightDistribution
 from bayestune.weights.dropout import DropoutWeights, dropout_sites
 from bayestune.weights.gaussian import GaussianWeights
 from bayestune.weights.isotropic import IsotropicWeights
@@ -18,6 +18,7 @@ __all__ = [
     "GaussianWeights",
     "IsotropicWeights",
     "MemberWeights",
+    "MixedRowsError",
     "PointWeights",
     "ScaledWeights",
     "Site",
