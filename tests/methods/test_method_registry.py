@@ -37,7 +37,7 @@ def test_an_unknown_method_names_the_nearest() -> None:
         ConfigError, match=r"There is no method 'polarvbll'. Did you mean 'polar_vb"
     ):
         methods.get("polarvbll")
-    with pytest.raises(ConfigError, match="Valid: 'polar_vbll', 'mle'"):
+    with pytest.raises(ConfigError, match="Valid: 'polar_vbll', 'lora_vbll', 'mle'"):
         methods.recipe("zzz")
 
 

@@ -11,7 +11,7 @@ from toy_sites import Toy
 from bayestune.backbone import Reader
 from bayestune.errors import ModelError
 from bayestune.model import build
-from bayestune.weights import Site, sites
+from bayestune.weights import Site, head_site, sites
 from bayestune.weights.jacobian import pulled, recorded
 
 
@@ -40,7 +40,7 @@ def test_of_whole_models_with_texts_of_several_lengths(
     options = {"adapter": {"kind": kind, "targets": "all-linear"}, "layers": "top:2", "rank": 3}
     model = move(build("mle", str(folder), clear, head={"pooling": pooling}, **options))
     where = sites(model.backbone.peft_model, "A", "B", "core")
-    where["head"] = Site(model.head, model.head.weight)
+    where |= head_site(model.head)
     encoded = model.encode(model.read(TEXTS))
     reader = Reader(model.backbone, 0, padding_side=side)
     with recorded(where) as calls:

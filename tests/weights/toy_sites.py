@@ -53,9 +53,7 @@ class Toy(nn.Module):
         return {name: found[name] for name in names}
 
     def laplace(self, *names: str, columns: int = 99) -> LaplaceWeights:
-        return LaplaceWeights(
-            self.sites(*names), columns=columns, head="head" if "head" in names else None
-        )
+        return LaplaceWeights(self.sites(*names), columns=columns)
 
     def jacobians(self, *names: str) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits ``(N, K)`` and their derivatives ``(N, K, out, in)``, row by row by autograd."""

@@ -30,18 +30,17 @@ from bayestune.finalize import (
     search_temperature,
 )
 from bayestune.geometry import balanced
-from bayestune.methods import parts
-from bayestune.methods.contract import Method, Parts
+from bayestune.methods import parts as pieces
+from bayestune.methods.checks import require_point_head, require_positive
+from bayestune.methods.contract import Parts
 from bayestune.posterior.observed import LogitMoments
 from bayestune.progress import Progress, silent
-from bayestune.weights import LaplaceWeights, Site, sites
+from bayestune.weights import LaplaceWeights, head_site, sites
 
 #: Factors on the precision of the evidence that held-out rows choose from, and the standard
 #: deviation of the prior on their logarithm: a decade, as for the last layer.
 FACTORS = tuple(10.0 ** (step / 2) for step in range(-4, 5))
 PRIOR_SD = math.log(10)
-
-_HEAD = "head"
 
 
 @dataclass(frozen=True)
@@ -56,38 +55,36 @@ class Options:
     head: bool = False  # the last layer is random too
 
     def __post_init__(self) -> None:
-        if not isinstance(self.precision, str) and not self.precision > 0:
-            raise ConfigError(
-                f"weights.precision is {self.precision}; expected evidence, held_out or a number "
-                "above 0."
-            )
-        if self.columns < 1:
-            raise ConfigError(f"weights.columns is {self.columns}; expected at least 1.")
+        require_positive(self, "columns")
+        if not isinstance(self.precision, str):
+            require_positive(self, "precision")
 
 
 def build(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Recipe) -> Parts:
     """Adapt the base and get ready for a posterior over LoRA's A and B, or over PoLAR's core.
 
     Raises:
-        ConfigError: if the task has no classes, or the recipe gives the head a posterior of its
-            own, which would go unused.
+        ConfigError: if the task has no classes, or the head a posterior of its own.
     """
     if task.kind == "regression":
         raise ConfigError(
             f"{recipe.method} takes the curvature of a softmax; a regression task has none. Use "
             "polar_vbll."
         )
-    _require_linear(recipe)
-    made = parts.build(base, source, tokenizer, task, recipe)
+    require_point_head(recipe)
+    made = pieces.build(base, source, tokenizer, task, recipe)
     options = Options(**recipe.weights)
     factors = ("A", "B") if recipe.adapter.kind == "lora" else ("core",)
     where = sites(made.backbone.peft_model, *factors)
     if options.head:
-        where[_HEAD] = Site(made.head, made.head.weight)  # pyright: ignore[reportArgumentType]
-    made.backbone.weights = LaplaceWeights(
-        where, columns=options.columns, head=_HEAD if options.head else None
-    )
+        where |= head_site(made.head)
+    made.backbone.weights = LaplaceWeights(where, columns=options.columns)
     return made
+
+
+def needs_held_out(recipe: Recipe) -> bool:
+    """Return whether a recipe leaves the precision to held-out rows."""
+    return recipe.weights["precision"] == "held_out"
 
 
 def settle(
@@ -105,7 +102,7 @@ def settle(
         parameters the data determine; with ``weights.precision=held_out`` the factor that was
         chosen and the held-out losses of all.
     """
-    _require_linear(recipe)
+    require_point_head(recipe)
     options, weights = Options(**recipe.weights), parts.backbone.weights
     assert isinstance(weights, LaplaceWeights)
     balance(weights)
@@ -171,29 +168,13 @@ def _loss(moments: LogitMoments, rows: Rows, recipe: Recipe) -> float:
     return held_out_nll(probs(given_temperature(recipe.finalize)), rows.labels)
 
 
-def _require_linear(recipe: Recipe) -> None:
-    if recipe.head.kind != "linear" or recipe.finalize.refresh != "none":
-        raise ConfigError(
-            f"{recipe.method} has a posterior over the adapter around a point head "
-            "(head.kind=linear, finalize.refresh=none); weights.head=true includes the head."
-        )
-
-
-METHOD = Method(
-    name="laplace_lora",
-    summary="Laplace posterior over LoRA's A and B; one backward pass per class",
-    source="arXiv 2308.13111",
+METHOD = pieces.compose(
+    "laplace_lora",
+    "Laplace posterior over LoRA's A and B; one backward pass per class",
+    "arXiv 2308.13111",
+    pieces.POINT,
     build=build,
-    loss=parts.loss,
     settle=settle,
-    finalize=parts.finalize,
-    predict=parts.predict,
-    needs_held_out=lambda recipe: recipe.weights["precision"] == "held_out",
-    defaults={
-        "adapter": {"kind": "lora"},
-        "head": {"kind": "linear"},
-        "train": {"lr": 5e-4, "kl": 0.0},
-        "finalize": {"refresh": "none", "temperature": "none"},
-    },
+    needs_held_out=needs_held_out,
     options=Options,
 )

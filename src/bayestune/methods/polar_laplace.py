@@ -10,19 +10,16 @@ Source: Yang, Robeyns, Wang and Aitchison 2024 (arXiv 2308.13111); PoLAR: arXiv 
 
 from __future__ import annotations
 
-from dataclasses import replace
+from bayestune.methods import laplace_lora, parts
 
-from bayestune.methods import laplace_lora
-
-METHOD = replace(
-    laplace_lora.METHOD,
-    name="polar_laplace",
-    summary="Laplace posterior over PoLAR's cores; one backward pass per class",
-    source="arXiv 2308.13111, 2506.03133",
-    defaults={
-        "adapter": {"kind": "polar"},
-        "head": {"kind": "linear"},
-        "train": {"kl": 0.0},
-        "finalize": {"refresh": "none", "temperature": "none"},
-    },
+METHOD = parts.compose(
+    "polar_laplace",
+    "Laplace posterior over PoLAR's cores; one backward pass per class",
+    "arXiv 2308.13111",
+    parts.POINT,
+    parts.POLAR,
+    build=laplace_lora.build,
+    settle=laplace_lora.settle,
+    needs_held_out=laplace_lora.needs_held_out,
+    options=laplace_lora.Options,
 )

@@ -12,10 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayestune.config import to_mapping
 from bayestune.data import Task
-from bayestune.errors import ModelError, StoreError
-from bayestune.files import recover
+from bayestune.errors import ModelError
 from bayestune.finalize import Features, Rows
 from bayestune.head import GenerativeHead
 from bayestune.methods import Parts
@@ -25,25 +23,16 @@ from bayestune.peft import adapter_report
 from bayestune.posterior.observed import LogitDraws, LogitMoments
 from bayestune.posterior.regression import RegressionPredictive
 from bayestune.progress import Advance, Progress
-from bayestune.training.checkpoint import (
-    flatten,
-    load_checkpoint,
-    restore,
-    rng_state,
-    save_checkpoint,
-    set_rng_state,
-    trainable,
-    unflatten,
-)
+from bayestune.training.checkpoint import restore, rng_state, set_rng_state, trainable
 from bayestune.training.choose import candidates, delivered_losses, largest, race_epochs
 from bayestune.training.loop import Loop
+from bayestune.training.members import optimise_members
+from bayestune.training.resume import Found, candidate, interrupted, proceed, save_state
 from bayestune.training.rows import prepare
 from bayestune.training.run import CHECKPOINT, RACE, Journal, Run
+from bayestune.weights import MemberWeights
 
 logger = logging.getLogger(__name__)
-
-#: Tensors and JSON values of a checkpoint.
-Found = tuple[dict[str, Tensor], dict[str, Any]]
 
 
 class Session:
@@ -81,12 +70,18 @@ class Session:
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {}
         self.best_tensors: dict[str, Tensor] = {}
+        self.member = 0  # of an ensemble
         self.losses = torch.empty(0)  # of the held-out rows, as last validated
+
+    @property
+    def seed(self) -> int:
+        """The seed of the training in progress; members of runs with near seeds have their own."""
+        return self.recipe.seed + 1009 * self.member
 
     def run(self, *, resume: bool, overwrite: bool, started: float) -> Run:
         """Do all steps in order; see `fit`."""
         out = self.journal.out
-        found = self._interrupted() if resume else {}
+        found = interrupted(self) if resume else {}
         if resume and not found:
             logger.warning("%s holds no state to continue from; the run starts anew", out)
         self.journal.open(
@@ -119,11 +114,19 @@ class Session:
             found: states to continue from: of the training, or of candidates for the KL weight.
         """
         self._fill_cache()
+        weights = self.model.backbone.weights
+        if isinstance(weights, MemberWeights):
+            optimise_members(self, weights, found)
+        else:
+            self.optimise_one(found)
+
+    def optimise_one(self, found: Mapping[str, Found]) -> None:
+        """Train the model, or the member of an ensemble that it is now, to the last epoch."""
         if CHECKPOINT in found:
-            loop = self._continue(*found[CHECKPOINT])
+            loop = proceed(self, *found[CHECKPOINT])
             self.journal.truncate(self.history)
         else:
-            torch.manual_seed(self.recipe.seed)
+            torch.manual_seed(self.seed)
             # Features as training starts set the units of prior, posterior and rates.
             some = list(range(0, len(self.rows), max(1, len(self.rows) // 512)))
             phi = self.reader.features(self.rows.encoded.select(some))
@@ -131,7 +134,7 @@ class Session:
             self.model.head.start(first.phi, first.labels, first.weights)  # pyright: ignore[reportCallIssue]
             loop = self._race(candidates(self.model), found)
             if loop.epoch > 0:
-                self._save_checkpoint(loop, CHECKPOINT)
+                save_state(self, loop, CHECKPOINT)
                 self.journal.drop(RACE)
         self._train(loop)
 
@@ -181,7 +184,8 @@ class Session:
         shown = {"progress": self.progress, "label": label} if label else {}
         return self.reader.features(rows.encoded, **shown).to(device)
 
-    def _new_loop(self, kappa: float) -> Loop:
+    def new_loop(self, kappa: float) -> Loop:
+        """Return a loop at its first step."""
         return Loop(
             method=self.model.method,
             reader=self.reader,
@@ -189,7 +193,7 @@ class Session:
             rows=self.rows,
             config=self.recipe.train,
             kappa=kappa,
-            seed=self.recipe.seed,
+            seed=self.seed,
             epochs=self.recipe.train.epochs,
         )
 
@@ -217,7 +221,7 @@ class Session:
         """
         self.kappa = kappas[0]
         if len(kappas) == 1 or self.val is None:
-            return self._new_loop(self.kappa)
+            return self.new_loop(self.kappa)
         epochs = race_epochs(self.recipe.train.epochs)
         start = self._position()
         loops: dict[float, Loop] = {}
@@ -225,17 +229,17 @@ class Session:
         losses: dict[float, Tensor] = {}
         with self.progress("choosing the KL weight", len(kappas) * epochs * len(self.rows)) as bar:
             for kappa in kappas:
-                name = _candidate(kappa)
+                name = candidate(kappa)
                 self._go_to(*start)
                 if name in found:
-                    loop = self._continue(*found[name])
+                    loop = proceed(self, *found[name])
                     self._validate(self.val)
                     bar(loop.epoch * len(self.rows))
                 else:
-                    loop = self._new_loop(kappa)
+                    loop = self.new_loop(kappa)
                 while loop.epoch < epochs and not self._out_of_patience(loop.epoch):
                     self.history.append(self._run_epoch(loop, bar))
-                    self._save_checkpoint(loop, name)
+                    save_state(self, loop, name)
                 loops[kappa], losses[kappa], reached[kappa] = loop, self.losses, self._position()
         self.kappa = largest(losses)
         self.kappas = {str(kappa): float(loss.mean()) for kappa, loss in losses.items()}
@@ -262,7 +266,10 @@ class Session:
         self.history, self.best, self.best_tensors = list(history), dict(best), best_tensors
 
     def _run_epoch(self, loop: Loop, advance: Advance) -> dict[str, Any]:
-        row = {"epoch": loop.epoch + 1, **loop.run_epoch(advance)}
+        row: dict[str, Any] = {"epoch": loop.epoch + 1}
+        if self.member:
+            row["member"] = self.member
+        row |= loop.run_epoch(advance)
         return row | self._evaluate_epoch(loop.epoch)
 
     def _train(self, loop: Loop) -> None:
@@ -273,7 +280,7 @@ class Session:
             while loop.epoch < config.epochs and not self._out_of_patience(loop.epoch):
                 self.history.append(self._run_epoch(loop, advance))
                 self.journal.line(self.history[-1])
-                self._save_checkpoint(loop, CHECKPOINT)
+                save_state(self, loop, CHECKPOINT)
 
     def _out_of_patience(self, epoch: int) -> bool:
         patience = self.recipe.train.patience
@@ -315,70 +322,3 @@ class Session:
             tempered=self.recipe.finalize.temperature == "auto",
         )
         return {"val_nll": float(self.losses.mean()), **row}
-
-    def _save_checkpoint(self, loop: Loop, name: str) -> None:
-        if self.journal.out is None:
-            return
-        tensors = {
-            f"now.{k}": v for k, v in trainable(self.model.backbone, self.model.head).items()
-        }
-        tensors |= {f"best.{k}": v for k, v in self.best_tensors.items()}
-        tensors |= rng_state(self.model.backbone.device)
-        state: dict[str, Any] = {
-            **loop.state(),
-            "best": self.best,
-            "kappas": self.kappas,
-            "history": self.history,
-            "recipe": to_mapping(self.recipe),
-            "facts": self.facts,
-        }
-        for part in ("adapter", "posterior"):
-            flat, state[part] = flatten(part, getattr(loop, part).state_dict())
-            tensors |= flat
-        save_checkpoint(self.journal.out / name, tensors, state)
-
-    def _interrupted(self) -> dict[str, Found]:
-        """Return the states that this run has reached, by name; none before the first epoch.
-
-        Raises:
-            StoreError: if the run is finished, damaged, or one of other data or another recipe.
-        """
-        out = self.journal.out
-        if out is None:
-            return {}
-        found: dict[str, Found] = {}
-        for name in (CHECKPOINT, *map(_candidate, candidates(self.model))):
-            recover(out / name)
-            if (out / name).is_dir():
-                found[name] = load_checkpoint(out / name)
-        if not found and (out / "model").is_dir() and not self.journal.is_open:
-            raise StoreError(f"{out} holds a finished run; there is nothing to resume.")
-        for name, (_, state) in found.items():
-            if state["recipe"] != to_mapping(self.recipe) or state["facts"] != self.facts:
-                what = "recipe" if state["facts"] == self.facts else "data"
-                raise StoreError(
-                    f"{out / name} belongs to a run with another {what}; resume with the same "
-                    "command, or start anew with --overwrite."
-                )
-        return found
-
-    def _continue(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> Loop:
-        # The step sizes follow from the head's feature energy, so its state comes first.
-        restore(self.model.backbone, self.model.head, _under("now.", tensors))
-        self.kappa, self.kappas = state["kappa"], state["kappas"]
-        loop = self._new_loop(self.kappa)
-        self.best, self.best_tensors = state["best"], _under("best.", tensors)
-        self.history = state["history"]
-        for name in ("adapter", "posterior"):
-            getattr(loop, name).load_state_dict(unflatten(name, tensors, state[name]))
-        loop.step, loop.epoch = state["step"], state["epoch"]
-        set_rng_state(self.model.backbone.device, tensors)
-        return loop
-
-
-def _candidate(kappa: float) -> str:
-    return f"{RACE}/{kappa:g}"
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -26,12 +26,14 @@ from bayestune.posterior.logits import present
 from bayestune.posterior.observed import LogitMoments
 from bayestune.progress import Progress, silent
 from bayestune.weights.curvature import Factors, SiteCurvature, covariance, projected, ranks
-from bayestune.weights.distribution import WeightDistribution
+from bayestune.weights.distribution import WeightDistribution, key
 from bayestune.weights.jacobian import Calls, pulled, recorded
 from bayestune.weights.site import Site
 
 #: Numbers in the derivatives of one batch that are held at once.
 _NUMBERS = 2**26
+#: The site that is the last layer; see `head_site`.
+_HEAD = "head"
 
 
 class LaplaceWeights(WeightDistribution):
@@ -42,27 +44,27 @@ class LaplaceWeights(WeightDistribution):
     Args:
         sites: where; LoRA's A and B, or PoLAR's core, and the head where it is random too.
         columns: most eigenvectors of the larger of a site's two factors.
-        head: the name of the site that is the head; its prior mean is what it starts from.
     """
 
-    def __init__(self, sites: Mapping[str, Site], *, columns: int, head: str | None = None) -> None:
+    def __init__(self, sites: Mapping[str, Site], *, columns: int) -> None:
         super().__init__(sites)
-        self.columns, self.head = columns, head
-        self.start = self.sites[head].weight.detach().clone() if head else None
+        self.columns = columns
+        # The head's prior is around what it starts from, which need not be zero.
+        self.centres = {n: s.weight.detach().clone() for n, s in self.sites.items() if n == _HEAD}
         for name, site in self.sites.items():
             zeros, (out, into) = _zeros(site), ranks(site.weight, columns)
             shapes = ((out, into), (zeros.shape[0], out), (zeros.shape[1], into))
             for part, shape in zip(Factors._fields, shapes, strict=True):
-                self.register_buffer(_key(name, part), zeros.new_zeros(shape))
-            self.register_buffer(_key(name, "precision"), zeros.new_full((), math.inf))
+                self.register_buffer(_name(name, part), zeros.new_zeros(shape))
+            self.register_buffer(_name(name, "precision"), zeros.new_full((), math.inf))
 
     def factors(self, site: str) -> Factors:
         """Return the curvature of a site."""
-        return Factors(*(self.get_buffer(_key(site, part)) for part in Factors._fields))
+        return Factors(*(self.get_buffer(_name(site, part)) for part in Factors._fields))
 
     def precision(self, site: str) -> Tensor:
         """Return the prior precision τ of a site's weights, a scalar."""
-        return self.get_buffer(_key(site, "precision"))
+        return self.get_buffer(_name(site, "precision"))
 
     def fit(
         self,
@@ -101,7 +103,7 @@ class LaplaceWeights(WeightDistribution):
                     found[name].add(J)
         for name, site in found.items():
             for part, value in site.factors()._asdict().items():
-                self.get_buffer(_key(name, part)).copy_(value)
+                self.get_buffer(_name(name, part)).copy_(value)
         return total
 
     def groups(self, by: str) -> dict[str, list[str]]:
@@ -113,7 +115,7 @@ class LaplaceWeights(WeightDistribution):
         found: dict[str, list[str]] = {}
         for name in self.sites:
             layer = name.rpartition(".")[0] if by == "layer" else "adapter"
-            found.setdefault("head" if name == self.head else layer, []).append(name)
+            found.setdefault(name if name == _HEAD else layer, []).append(name)
         return found
 
     def evidence(self, group: Sequence[str], precision: float) -> float:
@@ -122,8 +124,8 @@ class LaplaceWeights(WeightDistribution):
         −½ [ τ‖θ* − m‖² + Σ log(1 + λ/τ) ]
         """
         distance, values = self._known(group)
-        origin = distance.new_zeros(1, 1)
-        return float(log_evidence(0.0, distance.sqrt().view(1, 1), origin, values, precision))
+        origin = torch.zeros_like(distance)
+        return float(log_evidence(0.0, distance.sqrt(), origin, values, precision))
 
     def best_precision(self, group: Sequence[str]) -> float:
         """Return the prior precision of sites at which the evidence is largest."""
@@ -139,22 +141,22 @@ class LaplaceWeights(WeightDistribution):
         reader: Any,
         head: Any,
         encoded: Any,
-        factors: Sequence[float] = (1.0,),
+        scales: Sequence[float] = (1.0,),
         batch_size: int = 32,
         progress: Progress = silent,
     ) -> list[LogitMoments]:
-        """Return Gaussian logits of N texts, with all prior precisions times each of some factors.
+        """Return Gaussian logits of N texts, with all prior precisions times each of some scales.
 
         Args:
             reader: feeds the backbone.
             head: features to logits.
             encoded: N texts.
-            factors: on the precisions.
+            scales: on the precisions.
             batch_size: texts in a pass, fewer where their derivatives would be too many numbers.
             progress: how to report.
 
         Returns:
-            Moments on the CPU, one for each factor.
+            Moments on the CPU, one for each scale.
         """
         order: list[int] = []
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -164,13 +166,13 @@ class LaplaceWeights(WeightDistribution):
         for index, phi, logits, calls in batches:
             B, K = logits.shape
             of = [pulled(logits, calls, one.expand(B, K)) for one in torch.eye(K).to(logits)]
-            total = logits.new_zeros(len(factors), B, K, K)
+            total = logits.new_zeros(len(scales), B, K, K)
             for name in self.sites:
                 known = self.factors(name)
                 # Derivatives are let go site by site: they are most of what is held.
                 inside, rest = projected(torch.stack([J.pop(name) for J in of], 1), known)
-                for part, factor in zip(total, factors, strict=True):
-                    part += covariance(inside, rest, known, self.precision(name) * factor)
+                for part, scale in zip(total, scales, strict=True):
+                    part += covariance(inside, rest, known, self.precision(name) * scale)
             order += index
             parts.append((phi.detach().cpu(), logits.detach().cpu(), total.cpu()))
         back = torch.tensor(order).argsort()
@@ -194,16 +196,15 @@ class LaplaceWeights(WeightDistribution):
 
     def fold_temperature(self, temperature: float) -> None:
         """Scale the head's deviations as its mean has been: precisions times T²."""
-        if self.head is not None:
-            self.get_buffer(_key(self.head, "values")).mul_(temperature**2)
-            self.precision(self.head).mul_(temperature**2)
+        if _HEAD in self.sites:
+            self.factors(_HEAD).values.mul_(temperature**2)
+            self.precision(_HEAD).mul_(temperature**2)
 
     def _known(self, group: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return ‖θ* − m‖² and all eigenvalues of some sites, in float64."""
         distance, values = torch.zeros((), dtype=torch.float64), []
         for name in group:
-            weight = self.sites[name].weight.detach()
-            moved = weight - self.start if name == self.head and self.start is not None else weight
+            moved = self.sites[name].weight.detach() - self.centres.get(name, 0.0)
             distance += moved.cpu().double().square().sum()
             values.append(self.factors(name).values.cpu().double().flatten())
         return distance, torch.cat(values)
@@ -239,6 +240,5 @@ def _zeros(site: Site) -> Tensor:
     return torch.zeros_like(site.weight, dtype=dtype, requires_grad=False)
 
 
-def _key(site: str, part: str) -> str:
-    """Return the name under which a module may hold a part of what belongs to a site."""
-    return f"{site.replace('.', '-')}-{part}"
+def _name(site: str, part: str) -> str:
+    return f"{key(site)}-{part}"
