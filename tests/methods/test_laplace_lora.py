@@ -217,6 +217,9 @@ def test_held_out_rows_choose_a_factor_on_the_evidences(make, clear_test) -> Non
     chosen = done.chosen["weights"]
     assert len(chosen["tried"]) == len(FACTORS) and chosen["factor"] in FACTORS
     assert len(set(chosen["tried"].values())) == len(FACTORS)
+    model.recipe = replace(model.recipe, predict=PredictConfig(samples=0))
+    assert settled_again(model, precision="held_out")["factor"] in FACTORS
+    model.recipe = replace(model.recipe, predict=PredictConfig())
     # Where the mean is sure of what it gets wrong, held-out rows ask for more variance.
     wrong = Task.from_rows(topic_rows(300, 5, wrong=0.6), like=NOISY)
     assert settled_again(model, wrong, precision="held_out")["factor"] < 1

@@ -13,7 +13,7 @@ Source: Yang, Robeyns, Wang and Aitchison 2024 (arXiv 2308.13111).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -98,9 +98,8 @@ def settle(
     """Balance the factors, measure their curvature and choose the prior's precision.
 
     Returns:
-        Under ``weights``: prior precisions by group, the log evidence in nats and how many
-        parameters the data determine; with ``weights.precision=held_out`` the factor that was
-        chosen and the held-out losses of all.
+        Under ``weights``: prior precisions by group and the log evidence in nats; with
+        ``weights.precision=held_out`` the factor that was chosen and the held-out losses of all.
     """
     require_point_head(recipe)
     options, weights = Options(**recipe.weights), parts.backbone.weights
@@ -160,8 +159,12 @@ def _by_held_out(
 
 
 def _loss(moments: LogitMoments, rows: Rows, recipe: Recipe) -> float:
+    predict = recipe.predict
+    if predict.samples == 0:  # the mean, which would like all factors alike
+        predict = replace(predict, samples="auto")
+
     def probs(temperature: float) -> torch.Tensor:
-        return observed_at(moments, temperature, rows.mask, recipe.predict).probs
+        return observed_at(moments, temperature, rows.mask, predict).probs
 
     if recipe.finalize.temperature == "auto":
         return search_temperature(probs, rows.labels)[1]
