@@ -13,7 +13,7 @@ from bayestune.finalize.choice import Candidate, Choice, choose
 from bayestune.finalize.features import Features
 from bayestune.finalize.options import Option, grid, options
 from bayestune.finalize.refresh import Head
-from bayestune.finalize.temperature import item_nll, predictive_at
+from bayestune.finalize.temperature import item_nll, nll_of, predictive_at
 from bayestune.head import OrdinalHead
 from bayestune.progress import Progress, silent
 
@@ -86,7 +86,6 @@ def _losses(
     head: Head, option: Option, rows: Features, predict: PredictConfig | None, temperature: float
 ) -> Tensor:
     if isinstance(head, OrdinalHead):
-        probs = head.at(option.mu, option.var, temperature).probs
-    else:
-        probs = predictive_at(option.mu, option.var, temperature, rows.mask, predict).probs
+        return nll_of(head.likelihood(option.mu, option.var, rows.labels, temperature))
+    probs = predictive_at(option.mu, option.var, temperature, rows.mask, predict).probs
     return item_nll(probs, rows.labels)

@@ -66,8 +66,12 @@ def predictive_at(
 
 def item_nll(probs: Tensor, labels: Tensor) -> Tensor:
     """Return the negative log-likelihood of each row in nats ``(N,)``, in float64."""
-    picked = probs.cpu().double().gather(1, labels.cpu()[:, None]).flatten()  # (N,)
-    return -picked.clamp_min(1e-300).log()
+    return nll_of(probs.cpu().gather(1, labels.cpu()[:, None]).flatten())
+
+
+def nll_of(picked: Tensor) -> Tensor:
+    """Return the negative logarithm of the labels' probabilities ``(N,)`` in nats, in float64."""
+    return -picked.cpu().double().clamp_min(1e-300).log()
 
 
 def clearly_worse(losses: Tensor, than: Tensor) -> bool:

@@ -113,6 +113,15 @@ class OrdinalHead(nn.Module):
             mu, var = mu.flatten() / temperature, var.flatten() / temperature**2
             return Predictive.split(*ordinal.expected_probs(mu, var, self.cuts / temperature))
 
+    @torch.no_grad()
+    def likelihood(
+        self, mu: Tensor, var: Tensor, labels: Tensor, temperature: float = 1.0
+    ) -> Tensor:
+        """Return what `at` gives the label of each row, ``(B,)``, at the cost of two classes."""
+        with no_autocast(mu):
+            mu, var = mu.flatten() / temperature, var.flatten() / temperature**2
+            return ordinal.expected_likelihood(mu, var, labels, self.cuts / temperature)
+
     def predictive(self, h: Tensor) -> Predictive:
         """Predict features ``(B, D)``, by quadrature over the score."""
         return self.at(*self.moments(h))
