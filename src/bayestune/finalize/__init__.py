@@ -23,6 +23,7 @@ from bayestune.finalize.temperature import (
     item_nll,
     predictive_at,
     require_rows,
+    rows_at_once,
     search_temperature,
 )
 
@@ -45,6 +46,7 @@ __all__ = [
     "regression_predictive",
     "require_possible",
     "require_rows",
+    "rows_at_once",
     "search_temperature",
     "select",
     "to_generative",

@@ -85,7 +85,14 @@ def require_held_out(config: FinalizeConfig, kl: float | str = "auto") -> None:
 def _losses(
     head: Head, option: Option, rows: Features, predict: PredictConfig | None, temperature: float
 ) -> Tensor:
-    if isinstance(head, OrdinalHead):
-        return nll_of(head.likelihood(option.mu, option.var, rows.labels, temperature))
-    probs = predictive_at(option.mu, option.var, temperature, rows.mask, predict).probs
-    return item_nll(probs, rows.labels)
+    found, start = [], 0
+    for mu, var in option.moments(rows.phi):
+        part = slice(start, start + len(mu))
+        start += len(mu)
+        if isinstance(head, OrdinalHead):
+            found.append(nll_of(head.likelihood(mu, var, rows.labels[part], temperature)))
+            continue
+        mask = None if rows.mask is None else rows.mask[part]
+        probs = predictive_at(mu, var, temperature, mask, predict).probs
+        found.append(item_nll(probs, rows.labels[part]))
+    return torch.cat(found)

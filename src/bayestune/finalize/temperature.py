@@ -12,6 +12,8 @@ from bayestune.errors import ConfigError
 from bayestune.finalize.line import minimise
 from bayestune.posterior.predictive import Predictive
 
+#: Pairs of classes (N, K, K) in the covariances that are held at once.
+PAIRS = 2**24
 #: Standard deviation of the prior on ln T: a handful of held-out rows cannot drive T to extremes,
 #: a few hundred leave it where the likelihood wants it.
 PRIOR_SD = 0.5
@@ -33,6 +35,11 @@ def require_rows(config: FinalizeConfig, held_out: Sized | None) -> None:
             "finalize.temperature=auto is fitted on held-out rows: give a validation set or "
             "train.hold_out above 0, or fix it."
         )
+
+
+def rows_at_once(num_classes: int) -> int:
+    """Return of how many rows the covariances ``(N, K, K)`` of the logits are held at once."""
+    return max(1, PAIRS // num_classes**2)
 
 
 def predictive_at(

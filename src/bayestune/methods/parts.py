@@ -23,6 +23,7 @@ from bayestune.finalize import (
     predictive_at,
     regression_predictive,
     require_rows,
+    rows_at_once,
     select,
     to_generative,
 )
@@ -31,9 +32,6 @@ from bayestune.methods.contract import Parts, Terms
 from bayestune.posterior.predictive import Predictive
 from bayestune.posterior.regression import RegressionPredictive
 from bayestune.progress import Progress, silent
-
-#: Pairs of classes (B, K, K) predicted at once.
-_PAIRS = 2**24
 
 
 def build(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Recipe) -> Parts:
@@ -180,7 +178,7 @@ def predict(
         if isinstance(head, LinearHead):
             return predictive_at(head(phi), None, 1.0, mask, config)
         # Covariances (B, K, K) of all rows at once would not fit for many texts and classes.
-        size = max(1, _PAIRS // head.num_classes**2 if head.correlated else len(phi))  # pyright: ignore
+        size = rows_at_once(head.num_classes) if head.correlated else max(1, len(phi))  # pyright: ignore
         masks = itertools.repeat(None) if mask is None else mask.split(size)
         return Predictive.concatenate(
             [
