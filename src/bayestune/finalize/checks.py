@@ -1,4 +1,4 @@
-"""Whether a recipe's finish can be had at all: asked before a training, which would be lost."""
+"""Whether what a recipe asks for can be had: asked before a training, which would be lost."""
 
 from __future__ import annotations
 
@@ -7,24 +7,34 @@ from torch import nn
 from bayestune.config import FinalizeConfig, Recipe
 from bayestune.errors import ConfigError
 from bayestune.finalize.refresh import BLOCK_LIMIT, REFRESHES, Head, form_of
-from bayestune.head import GaussianHead, LinearHead
+from bayestune.head import GaussianHead, GenerativeHead, LinearHead, OrdinalHead
 
 
 def require_possible(recipe: Recipe, head: nn.Module, rows: int) -> None:
-    """Raise ConfigError where a recipe asks for a finish that its head cannot have.
+    """Raise ConfigError where a recipe asks for what its head cannot have.
 
     Args:
-        recipe: its sections ``head``, ``finalize`` and ``predict``.
+        recipe: its sections ``head``, ``train``, ``finalize`` and ``predict``.
         head: as it is trained.
         rows: how many training rows there are.
     """
-    config = recipe.finalize
+    config, still = recipe.finalize, recipe.train.kl == 0
+    if isinstance(head, OrdinalHead) and head.point != still:
+        raise ConfigError(
+            f"train.kl is {recipe.train.kl!r} and the ordinal head was built with"
+            f"{'' if head.point else 'out'} train.kl=0, which makes it a point: build it anew."
+        )
+    if isinstance(head, GenerativeHead) and still and config.refresh == "none":
+        raise ConfigError(
+            "train.kl=0 trains a posterior without its prior, and finalize.refresh=none would keep "
+            "it: with head.joint take finalize.refresh=auto (the exact posterior), or a KL."
+        )
     if recipe.head.kind == "generative":
         require_generative(config)
     elif isinstance(head, GaussianHead | LinearHead) and head.noise is not None:
         require_numbers(config)
-    elif isinstance(head, Head) or (isinstance(head, LinearHead) and config.refresh in REFRESHES):
-        _require_classes(recipe, head, rows)
+    elif not head.point or config.refresh in REFRESHES:
+        _require_classes(recipe, head, rows)  # pyright: ignore[reportArgumentType]
 
 
 def require_generative(config: FinalizeConfig) -> None:

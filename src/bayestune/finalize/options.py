@@ -97,7 +97,7 @@ class Option:
 
 def rows_of(head: Head) -> GaussianHead:
     """Return the Gaussian rows of a head."""
-    return head.row if isinstance(head, OrdinalHead) else head
+    return head.row if isinstance(head, OrdinalHead) else head  # pyright: ignore
 
 
 def grid(config: FinalizeConfig, kl: float | str) -> list[tuple[Kind, float]]:

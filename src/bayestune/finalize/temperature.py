@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sized
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from bayestune.config import FinalizeConfig, PredictConfig
 from bayestune.errors import ConfigError
+from bayestune.finalize.features import Features
 from bayestune.finalize.line import minimise
+from bayestune.head import GenerativeHead, OrdinalHead
 from bayestune.posterior.predictive import Predictive
 
 #: Pairs of classes (N, K, K) in the covariances that are held at once.
@@ -69,6 +72,17 @@ def predictive_at(
         samples=samples,
         mask=mask,
     )
+
+
+def probs_of_mean(head: nn.Module, rows: Features) -> Callable[[float], Tensor]:
+    """Return the probabilities ``(N, K)`` that the mean of a posterior gives, by temperature."""
+    if isinstance(head, GenerativeHead):  # closed form, means averaged over
+        return lambda temperature: head.probs(rows.phi, rows.mask, temperature)
+    with torch.no_grad():
+        mu, _ = head.moments(rows.phi)  # pyright: ignore[reportCallIssue]
+    if isinstance(head, OrdinalHead):
+        return lambda temperature: head.at(mu, None, temperature).probs
+    return lambda temperature: predictive_at(mu, None, temperature, rows.mask).probs
 
 
 def item_nll(probs: Tensor, labels: Tensor) -> Tensor:

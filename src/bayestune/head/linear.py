@@ -37,6 +37,7 @@ class LinearHead(nn.Module):
 
     is_bayes_head = True
     family = "point"
+    point = True
 
     feature_energy: Tensor
 

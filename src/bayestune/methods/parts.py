@@ -17,13 +17,14 @@ from bayestune.finalize import (
     REFRESHES,
     Features,
     finish_regression,
-    fit_temperature,
     generative_head,
     given_temperature,
     predictive_at,
+    probs_of_mean,
     regression_predictive,
     require_rows,
     rows_at_once,
+    search_temperature,
     select,
     to_generative,
 )
@@ -81,7 +82,7 @@ def make_head(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Re
     }
     if kind == "ordinal":
         _require_order(task)
-        return OrdinalHead(**common)
+        return OrdinalHead(**common, point=recipe.train.kl == 0)
     return GaussianHead(**common, prior=prior, rows=rows, bound=recipe.head.bound, noise=noise)
 
 
@@ -124,15 +125,18 @@ def finalize(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Choose the covariance and fold one temperature into the posterior, as the recipe says.
 
-    A point head that is to be refreshed becomes a Gaussian one around the same mean; with
+    A point that is to be refreshed becomes a Gaussian around the same mean; with
     ``head.kind=generative`` a generative head takes the place of the one that was trained. For
     numbers the temperature is a factor on the predictive standard deviations.
     """
     config = recipe.finalize
     report: dict[str, Any] = {"covariance": "none", "value": None}
     generative = recipe.head.kind == "generative"
-    if isinstance(head, LinearHead) and config.refresh in REFRESHES and not generative:
-        head = _gaussian_around(head, fit, recipe.head.prior_scale)
+    if head.point and config.refresh in REFRESHES and not generative:
+        if isinstance(head, OrdinalHead):
+            head.row = _gaussian_around(head.row, fit, head.prior_scale)  # pyright: ignore
+        else:
+            head = _gaussian_around(head, fit, recipe.head.prior_scale)  # pyright: ignore
     if generative:
         head, report = to_generative(head, fit, held_out, recipe)
         temperature = report["temperature"]
@@ -144,7 +148,7 @@ def finalize(
         with torch.no_grad():
             std = float(head.noise.variance(fit.phi).mean().sqrt()) * temperature * fit.unit
         report["noise"] = {"kind": head.noise.kind, "std": std, "dof": head.noise.dof}
-    elif isinstance(head, GaussianHead | OrdinalHead):
+    elif isinstance(head, GaussianHead | OrdinalHead) and not head.point:
         tried, chosen = select(
             head, fit, held_out, config, recipe.predict, progress, kl=recipe.train.kl
         )
@@ -155,9 +159,7 @@ def finalize(
         require_rows(config, held_out)
         temperature = given_temperature(config)
         if config.temperature == "auto" and held_out is not None:
-            with torch.no_grad():
-                mu, _ = head.moments(held_out.phi)  # pyright: ignore[reportCallIssue]
-            temperature, _ = fit_temperature(mu, None, held_out.labels, held_out.mask)
+            temperature, _ = search_temperature(probs_of_mean(head, held_out), held_out.labels)
     head.fold_temperature(temperature)  # pyright: ignore[reportCallIssue]
     report["temperature"] = temperature
     return head, report

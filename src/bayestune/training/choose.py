@@ -7,7 +7,7 @@ would favour a small κ, which fits faster and overfits later.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -19,19 +19,19 @@ from bayestune.finalize import (
     clearly_worse,
     fit_std_factor,
     item_nll,
-    predictive_at,
+    probs_of_mean,
     regression_losses,
     regression_predictive,
     search_temperature,
 )
-from bayestune.head import GaussianHead, GenerativeHead, LinearHead, OrdinalHead
+from bayestune.head import GaussianHead, LinearHead
 from bayestune.methods import Method
 from bayestune.model import BayesModel
 
 
 def candidates(model: BayesModel) -> tuple[float, ...]:
     """Return the κ that a model's recipe leaves to try; one where it is fixed or there is no KL."""
-    if isinstance(model.head, LinearHead):
+    if model.head.point:
         return (0.0,)
     given = model.recipe.train.kl
     return KAPPAS if isinstance(given, str) else (float(given),)
@@ -78,16 +78,6 @@ def delivered_losses(
         probs = method.predict(head, rows.phi, predict, rows.mask).probs  # pyright: ignore
         return item_nll(probs, rows.labels)
     with torch.no_grad():
-        probs = _of_mean(head, rows)
+        probs = probs_of_mean(head, rows)
         temperature, _ = search_temperature(probs, rows.labels)
         return item_nll(probs(temperature), rows.labels)
-
-
-def _of_mean(head: nn.Module, rows: Features) -> Callable[[float], Tensor]:
-    """Return the probabilities ``(N, K)`` of the posterior's mean at a temperature."""
-    if isinstance(head, GenerativeHead):  # closed form, means averaged over
-        return lambda temperature: head.probs(rows.phi, rows.mask, temperature)
-    mu, _ = head.moments(rows.phi)  # pyright: ignore[reportCallIssue]
-    if isinstance(head, OrdinalHead):
-        return lambda temperature: head.at(mu, None, temperature).probs
-    return lambda temperature: predictive_at(mu, None, temperature, rows.mask).probs

@@ -11,7 +11,7 @@ from bayestune.config import Recipe, from_mapping, merge, nest_sections, to_mapp
 from bayestune.data import Task
 from bayestune.errors import ConfigError, DataError
 from bayestune.finalize import REFRESHES, has_choices, require_possible
-from bayestune.head import GenerativeHead, LinearHead
+from bayestune.head import GenerativeHead
 from bayestune.model import BayesModel
 from bayestune.progress import Progress, shown
 from bayestune.training.loop import natural_deviations
@@ -93,7 +93,7 @@ def _needs_held_out(model: BayesModel) -> bool:
     recipe, finalize = model.recipe, model.recipe.finalize
     if recipe.train.patience > 0 or finalize.temperature == "auto":
         return True
-    point = isinstance(model.head, LinearHead)
+    point = model.head.point
     if recipe.head.kind == "generative":
         return not point and recipe.train.kl == "auto"
     refreshed = not point or finalize.refresh in REFRESHES
