@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import nn
 
 from bayestune.config import FinalizeConfig, Recipe
@@ -18,6 +20,7 @@ def require_possible(recipe: Recipe, head: nn.Module, rows: int) -> None:
         head: as it is trained.
         rows: how many training rows there are.
     """
+    _require_effects(recipe, head)
     config, still = recipe.finalize, recipe.train.kl == 0
     if isinstance(head, OrdinalHead) and head.point != still:
         raise ConfigError(
@@ -35,6 +38,40 @@ def require_possible(recipe: Recipe, head: nn.Module, rows: int) -> None:
         require_numbers(config)
     elif not head.point or config.refresh in REFRESHES:
         _require_classes(recipe, head, rows)  # pyright: ignore[reportArgumentType]
+
+
+def _require_effects(recipe: Recipe, head: nn.Module) -> None:
+    """Raise ConfigError where an option was set that nothing would look at."""
+    for key, applies, why in _needs(recipe, head):
+        section, name = key.split(".")
+        value, default = (getattr(getattr(r, section), name) for r in (recipe, Recipe()))
+        if not applies and value != default:
+            raise ConfigError(f"{key}={str(value).lower()} would do nothing: {why}.")
+
+
+def _needs(recipe: Recipe, head: nn.Module) -> Iterator[tuple[str, bool, str]]:
+    """Yield options, whether they apply to what a recipe trains and delivers, and why not."""
+    config, generative = recipe.finalize, recipe.head.kind == "generative"
+    for key in ("head.joint", "head.axes"):
+        yield key, generative, "it is about head.kind=generative"
+    gaussian = isinstance(head, GaussianHead)
+    yield "head.bound", gaussian, "only a Gaussian head over classes is trained by one of them"
+    rows = gaussian or (isinstance(head, OrdinalHead) and not head.point)
+    yield "head.covariance", rows, "no Gaussian over weights is trained (head.kind, train.kl)"
+    if generative:
+        why = "with head.kind=generative the posterior is exact"
+    elif config.refresh == "none":
+        why = "finalize.refresh=none brings no covariance"
+    else:
+        why = "a point gets a covariance where finalize.refresh names one, and not by auto"
+    fresh = not generative and (
+        config.refresh in REFRESHES or (config.refresh == "auto" and not head.point)
+    )
+    for key in ("finalize.refit", "finalize.precision", "finalize.groups"):
+        yield key, fresh, why
+    yield "finalize.scale", not generative, why
+    ascent = config.refit == "ascent"
+    yield "finalize.precision", not ascent, "finalize.refit=ascent keeps the prior of the training"
 
 
 def require_generative(config: FinalizeConfig) -> None:
