@@ -64,6 +64,20 @@ def fit(
     folder = None if out is None else Path(out)
     if resume and folder is None:
         raise ConfigError("resume needs the folder of the run to continue: give out.")
+    train, val = split(model, train, val)
+    model.adopt(train)
+    session = Session(model, train, val, Journal(folder), progress)
+    return session.run(resume=resume, overwrite=overwrite, started=started)
+
+
+def split(model: BayesModel, train: Task, val: Task | None) -> tuple[Task, Task | None]:
+    """Return the examples to train on and those to choose by, None where nothing is chosen.
+
+    Raises:
+        ConfigError: if the recipe asks for what cannot be trained, chosen or delivered.
+        DataError: if the training examples are of one class, or too few to hold one out.
+    """
+    recipe = model.recipe
     if isinstance(model.head, GenerativeHead) and not recipe.head.joint:
         raise ConfigError(
             "this model was fitted already: a generative head has taken the place of the one that "
@@ -84,9 +98,7 @@ def fit(
             )
         train, val = train.split(recipe.train.hold_out, recipe.seed)
     require_possible(recipe, model.head, len(train))
-    model.adopt(train)
-    session = Session(model, train, val, Journal(folder), progress)
-    return session.run(resume=resume, overwrite=overwrite, started=started)
+    return train, val
 
 
 def _needs_held_out(model: BayesModel) -> bool:
