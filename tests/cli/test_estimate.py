@@ -100,7 +100,7 @@ def test_activations_grow_with_what_is_adapted(make, clear) -> None:
     ("options", "message"),
     [
         ({"deviations": "natural", "kl": 0.0}, "deviations=natural .* train.kl above 0"),
-        ({"hold_out": 0.0}, "hold_out is 0"),
+        ({"hold_out": 0.0}, "chosen on held-out rows, and there are none"),
         ({"refresh": "full", "predictive": "exact"}, "predictive=exact integrates"),
     ],
 )

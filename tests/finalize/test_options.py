@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bayestune.config import FinalizeConfig, PredictConfig, Recipe
 from bayestune.errors import ConfigError
-from bayestune.finalize import Features, has_choices, select
+from bayestune.finalize import Features, open_choices, select
 from bayestune.finalize.options import KAPPAS, PRECISIONS
 from bayestune.finalize.refresh import excess, measure, own_curvature
 from bayestune.head import GaussianHead, LinearHead
@@ -90,7 +90,7 @@ def test_the_evidence_chooses_without_held_out_rows(rows, gaussian) -> None:
         for tau in PRECISIONS
     }
     only = config(precision="evidence")
-    assert not has_choices(only)
+    assert not open_choices(only)
     tried, chosen = select(gaussian(), fit, None, only)
     assert tried == [chosen] and chosen.nll is None
     assert chosen.value == max(scan, key=lambda tau: scan[tau] or -math.inf)
@@ -282,4 +282,4 @@ def test_precisions_of_groups_go_with_the_mode_of_the_evidence(rows, gaussian, c
 
 
 def test_the_evidence_leaves_nothing_open_where_it_chooses_nothing() -> None:
-    assert not has_choices(config(refresh="none", refit="none", precision="evidence"))
+    assert not open_choices(config(refresh="none", refit="none", precision="evidence"))

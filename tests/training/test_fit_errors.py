@@ -204,5 +204,17 @@ def test_numbers_refuse_the_finish_of_classes_before_training(make, tmp_path) ->
 
 
 def test_choices_without_held_out_rows_are_refused_before_training(make, clear) -> None:
-    with pytest.raises(ConfigError, match="hold_out is 0"):
+    with pytest.raises(
+        ConfigError, match=r"train.kl=auto, .* are chosen on held-out rows, and there are none"
+    ):
         fit(make(), clear, hold_out=0.0, kl="auto", progress=silent)
+    evidence = {"precision": "evidence", "temperature": "none", "hold_out": 0.0, "epochs": 1}
+    with pytest.raises(ConfigError) as error:
+        fit(make(), clear, **evidence, progress=silent)
+    assert str(error.value).startswith(
+        "finalize.refresh=auto (which may keep the trained covariance), finalize.scale=auto (of "
+        "the trained covariance) are chosen on held-out rows"
+    )
+    with pytest.raises(ConfigError, match=r"^train.patience is chosen on held-out rows"):
+        fit(make(), clear, **evidence, refresh="block", patience=2, progress=silent)
+    fit(make(), clear, **evidence, refresh="block", progress=silent)

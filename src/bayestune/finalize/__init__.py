@@ -14,7 +14,7 @@ from bayestune.finalize.regression import (
     regression_losses,
     regression_predictive,
 )
-from bayestune.finalize.select import has_choices, select
+from bayestune.finalize.select import held_out_missing, open_choices, select
 from bayestune.finalize.temperature import (
     clearly_worse,
     fit_temperature,
@@ -39,9 +39,10 @@ __all__ = [
     "fit_temperature",
     "generative_head",
     "given_temperature",
-    "has_choices",
+    "held_out_missing",
     "held_out_nll",
     "item_nll",
+    "open_choices",
     "predictive_at",
     "probs_of_mean",
     "regression_losses",

@@ -10,7 +10,7 @@ from typing import Any
 from bayestune.config import Recipe, from_mapping, merge, nest_sections, to_mapping
 from bayestune.data import Task
 from bayestune.errors import ConfigError, DataError
-from bayestune.finalize import REFRESHES, has_choices, require_possible
+from bayestune.finalize import REFRESHES, held_out_missing, open_choices, require_possible
 from bayestune.head import GenerativeHead
 from bayestune.model import BayesModel
 from bayestune.progress import Progress, shown
@@ -60,7 +60,7 @@ def fit(
         NumericsError: if the loss stops being a number; the last checkpoint stays loadable.
     """
     started = time.monotonic()
-    recipe = model.recipe = _with_overrides(model.recipe, overrides)
+    model.recipe = _with_overrides(model.recipe, overrides)
     folder = None if out is None else Path(out)
     if resume and folder is None:
         raise ConfigError("resume needs the folder of the run to continue: give out.")
@@ -90,28 +90,23 @@ def split(model: BayesModel, train: Task, val: Task | None) -> tuple[Task, Task 
         raise DataError(
             f"{train.title}: all training rows are of one class; a classifier needs two or more."
         )
-    if val is None and _needs_held_out(model):
+    if val is None and (choices := _open_choices(model)):
         if recipe.train.hold_out == 0:
-            raise ConfigError(
-                "the recipe leaves choices (train.kl, train.patience, finalize.*) to held-out rows "
-                "but train.hold_out is 0: give a validation set, hold rows out or fix them."
-            )
+            raise held_out_missing(choices)
         train, val = train.split(recipe.train.hold_out, recipe.seed)
     require_possible(recipe, model.head, len(train))
     return train, val
 
 
-def _needs_held_out(model: BayesModel) -> bool:
-    recipe, finalize = model.recipe, model.recipe.finalize
-    if recipe.train.patience > 0 or finalize.temperature == "auto":
-        return True
-    point = model.head.point
-    if recipe.head.kind == "generative":
-        return not point and recipe.train.kl == "auto"
-    refreshed = not point or finalize.refresh in REFRESHES
-    return (not point and recipe.train.kl == "auto") or (
-        refreshed and has_choices(finalize, recipe.train.kl)
-    )
+def _open_choices(model: BayesModel) -> list[str]:
+    """Return what a model's recipe leaves to held-out rows, in words for people."""
+    recipe, config, point = model.recipe, model.recipe.finalize, model.head.point
+    found = ["train.patience"] if recipe.train.patience > 0 else []
+    if not point and recipe.train.kl == "auto":
+        found.append("train.kl=auto")
+    if recipe.head.kind != "generative" and (not point or config.refresh in REFRESHES):
+        return found + open_choices(config, recipe.train.kl)
+    return found + (["finalize.temperature=auto"] if config.temperature == "auto" else [])
 
 
 def _with_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
