@@ -16,7 +16,7 @@ from bayestune.model import BayesModel
 from bayestune.training.choose import candidates, race_epochs
 from bayestune.training.fit import split
 from bayestune.training.loop import Loop
-from bayestune.training.rows import prepare
+from bayestune.training.rows import prepare, start
 
 #: Batches that are timed, after one that is not; fewer where they take longer than `PATIENCE`.
 TIMED = 3
@@ -105,9 +105,7 @@ def estimate(model: BayesModel, train: Task, val: Task | None) -> Estimate:
     reader = model.reader()
     some = rows.encoded.select(range(min(len(rows), recipe.train.batch_size)))
     # The first pass of all is slower than the others, and training measures the energy as well.
-    phi = reader.features(some).to(model.backbone.device)
-    first = rows.batch(phi, range(len(phi)))
-    model.head.start(first.phi, first.labels, first.weights)  # pyright: ignore[reportCallIssue]
+    start(model.head, rows, reader.features(some), range(len(some.ids)))
     loop = Loop(
         method=model.method,
         reader=reader,

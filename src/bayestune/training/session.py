@@ -17,6 +17,7 @@ from bayestune.errors import ModelError, StoreError
 from bayestune.files import recover
 from bayestune.finalize import Features
 from bayestune.head import GenerativeHead
+from bayestune.head.precision import wide_device
 from bayestune.metrics import Density, fit_density
 from bayestune.model import BayesModel
 from bayestune.peft import adapter_report
@@ -34,7 +35,7 @@ from bayestune.training.checkpoint import (
 )
 from bayestune.training.choose import candidates, delivered_losses, largest, race_epochs
 from bayestune.training.loop import Loop
-from bayestune.training.rows import Rows, prepare
+from bayestune.training.rows import Rows, prepare, start
 from bayestune.training.run import CHECKPOINT, RACE, Journal, Run
 
 logger = logging.getLogger(__name__)
@@ -124,8 +125,7 @@ class Session:
             # Features as training starts set the units of prior, posterior and rates.
             some = list(range(0, len(self.rows), max(1, len(self.rows) // 512)))
             phi = self.reader.features(self.rows.encoded.select(some))
-            first = self.rows.batch(phi.to(self.model.backbone.device), some)
-            self.model.head.start(first.phi, first.labels, first.weights)  # pyright: ignore[reportCallIssue]
+            start(self.model.head, self.rows, phi, some)
             loop = self._race(candidates(self.model), found)
             if loop.epoch > 0:
                 self._save_checkpoint(loop, CHECKPOINT)
@@ -134,12 +134,14 @@ class Session:
 
     def finalize(self) -> dict[str, Any]:
         """Finish the posterior and fit the density on cached features; return what was chosen."""
+        device = self.model.backbone.device
+        self.model.head.to(wide_device(device))  # and the features go where the head is
         fit_rows = self.rows.features(self.features(self.rows, "features, training"))
         val_rows = None if self.val is None else self.val.features(self.features(self.val))
         head, report = self.model.method.finalize(
             self.model.head, fit_rows, val_rows, self.recipe, self.progress
         )
-        self.model.set_head(head)
+        self.model.set_head(head.to(device))
         self.model.density = None if isinstance(head, GenerativeHead) else self.density(fit_rows)
         return report
 
