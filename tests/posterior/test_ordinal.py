@@ -82,6 +82,34 @@ def test_all_expectations_are_those_of_a_sum_over_a_fine_grid(std, cuts) -> None
         torch.testing.assert_close(single[1].double(), entropy, rtol=2e-6, atol=2e-6)
 
 
+@pytest.mark.parametrize(
+    ("std", "distance"), [(0.5, 60.0), (2.0, 60.0), (6.0, 45.0), (40.0, 320.0)]
+)
+def test_what_is_improbable_is_relatively_right(std, distance) -> None:
+    """On both sides, though one minus the rest would say nothing."""
+    t = torch.linspace(-15, 15, 300_001, dtype=D64)
+    mu, labels = torch.tensor([-distance, distance], dtype=D64), torch.tensor([1, 0])
+    var, cut = torch.full_like(mu, std**2), torch.zeros(1, dtype=D64)
+    expected = (-0.5 * t.square()).softmax(0) @ ordinal.log_probs(mu[0] + std * t, cut)[:, 1].exp()
+    assert expected < 1e-11
+    for found in (
+        ordinal.expected_likelihood(mu, var, labels, cut),
+        ordinal.expected_probs(mu, var, cut)[0].gather(1, labels[:, None]).flatten(),
+    ):
+        torch.testing.assert_close(found, expected.expand(2), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("std", [0.5, 2.0, 40.0, 1000.0])
+def test_a_thin_class_is_relatively_right_in_single_precision(std) -> None:
+    cuts = torch.tensor([0.5, 0.5 + 2**-14])
+    mu, var = torch.zeros(1), torch.full((1,), std**2)
+    thin = ordinal.expected_probs(mu, var, cuts)[0][0, 1].double()
+    t = torch.linspace(-12, 12, 600_001, dtype=D64)
+    slope = ordinal.log_probs(std * t, cuts[:1].double()).sum(-1).exp()  # σ'(b − f)
+    expected = 2**-14 * ((-0.5 * t.square()).softmax(0) @ slope)
+    torch.testing.assert_close(thin, expected, rtol=1e-4, atol=0)
+
+
 def test_a_row_does_not_depend_on_the_others() -> None:
     var, labels = torch.tensor([0.3, 0.3, 2.0, 2.0, 900.0], dtype=D64), torch.arange(5) % 4
     together = ordinal.expected_probs(MU, var, CUTS)

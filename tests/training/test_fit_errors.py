@@ -212,8 +212,8 @@ def test_choices_without_held_out_rows_are_refused_before_training(make, clear) 
     with pytest.raises(ConfigError) as error:
         fit(make(), clear, **evidence, progress=silent)
     assert str(error.value).startswith(
-        "finalize.refresh=auto (which may keep the trained covariance), finalize.scale=auto (of "
-        "the trained covariance) are chosen on held-out rows"
+        "finalize.refresh=auto (whether the trained covariance stays; by name it goes), "
+        "finalize.scale=auto (of the trained covariance) are chosen on held-out rows"
     )
     with pytest.raises(ConfigError, match=r"^train.patience is chosen on held-out rows"):
         fit(make(), clear, **evidence, refresh="block", patience=2, progress=silent)

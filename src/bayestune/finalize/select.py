@@ -72,7 +72,9 @@ def open_choices(config: FinalizeConfig, kl: float | str = "auto") -> list[str]:
     count = Counter(kind for kind, _ in grid(config, kl))
     found = ["finalize.temperature=auto"] if config.temperature == "auto" else []
     if count["trained"] and len(count) > 1:
-        found.append("finalize.refresh=auto (which may keep the trained covariance)")
+        found.append(
+            "finalize.refresh=auto (whether the trained covariance stays; by name it goes)"
+        )
     if count["trained"] > 1:
         found.append("finalize.scale=auto (of the trained covariance)")
     if count["refreshed"] > 1 and config.precision != "evidence":
@@ -86,8 +88,7 @@ def held_out_missing(choices: Sequence[str]) -> ConfigError:
     """Return the error for choices with nothing to choose by."""
     return ConfigError(
         f"{', '.join(choices)} {'is' if len(choices) == 1 else 'are'} chosen on held-out rows, "
-        "and there are none: give a validation set or train.hold_out above 0, or fix what is named "
-        "(finalize.refresh by name keeps no trained covariance)."
+        "and there are none: give a validation set or train.hold_out above 0, or fix them."
     )
 
 

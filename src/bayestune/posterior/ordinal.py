@@ -213,9 +213,9 @@ def _over_scores(
 def _over_noise(mu: Tensor, std: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Return probabilities ``(n, k)`` of classes with ends ``(…, k)``."""
     t, weights = _noise(mu)
-    m, s = (x.unsqueeze(-1) for x in (mu, std))  # (n, 1)
-    ends = (((end - m).unsqueeze(-1) - t) / s.unsqueeze(-1) for end in (low, high))  # (n, k, Q)
-    return _normal_between(*ends) @ weights
+    m, s = mu.unsqueeze(-1), std[:, None, None]  # (n, 1), (n, 1, 1)
+    below, above = (((end - m).unsqueeze(-1) - t) / s for end in (low, high))  # (n, k, Q)
+    return _normal_between(below, above, (high - low).unsqueeze(-1) / s) @ weights
 
 
 def _near_cuts(mu: Tensor, std: Tensor, cuts: Tensor) -> Tensor:
@@ -233,14 +233,14 @@ def _near_cuts(mu: Tensor, std: Tensor, cuts: Tensor) -> Tensor:
     return _STEP * found / std
 
 
-def _normal_between(low: Tensor, high: Tensor) -> Tensor:
+def _normal_between(low: Tensor, high: Tensor, width: Tensor) -> Tensor:
     """Return Φ(high) − Φ(low), relatively right in the tails and where the two are close."""
-    width, middle = (high - low).clamp_max(0.01), (high + low) / 2
-    thin = width * _density(middle) * (1 + width.square() * (middle.square() - 1) / 24)
+    small, middle = width.clamp_max(0.01), (high + low) / 2
+    thin = small * _density(middle) * (1 + small.square() * (middle.square() - 1) / 24)
     right = low > 0  # seen from the nearer side nothing cancels
     far, near = torch.where(right, low, -high), torch.where(right, high, -low)
     apart = 0.5 * (torch.erfc(far * 0.5**0.5) - torch.erfc(near * 0.5**0.5))
-    return torch.where(high - low < 0.01, thin, apart)
+    return torch.where(width < 0.01, thin, apart)
 
 
 def _ramp(u: Tensor) -> Tensor:
