@@ -22,6 +22,7 @@ ROWS = (
     {"config"},
     {"optim", "peft", "head"},
     {"progress", "prediction"},
+    {"weights"},
     {"backbone"},
     {"finalize"},
     {"methods"},

@@ -31,6 +31,7 @@ from bayestune.errors import ConfigError, DataError
 from bayestune.head import GenerativeHead
 from bayestune.methods import Method
 from bayestune.metrics import Density, density_score
+from bayestune.posterior.observed import Observed
 from bayestune.posterior.regression import RegressionPredictive
 from bayestune.prediction import Prediction, RegressionPrediction
 from bayestune.progress import Progress, silent
@@ -220,7 +221,31 @@ class BayesModel:
             means and standard deviations.
         """
         task = self.read(texts)
-        return self.predict_features(self._pooled(task, batch_size, progress), self.mask(task))
+        return self.predict_features(self.observe(task, batch_size, progress), self.mask(task))
+
+    def observe(self, texts: Texts, batch_size: int = 32, progress: Progress = silent) -> Observed:
+        """Return all that `predict_features` needs of texts: every backbone pass happens here.
+
+        Features ``(N, D)`` where the adapter is a point (or ``predict.samples`` is 0), else what
+        its random weights say of the logits.
+        """
+        task = self.read(texts)
+        if not len(task):
+            return self._pooled(task, batch_size, progress)
+        return self.observe_encoded(self.encode(task), batch_size, progress)
+
+    def observe_encoded(
+        self, encoded: Encoded, batch_size: int = 32, progress: Progress = silent
+    ) -> Observed:
+        """Return what `observe` does, of encoded texts."""
+        weights, samples = self.backbone.weights, self.recipe.predict.samples
+        reader = self.reader()
+        draws = 0 if weights is None or not weights.is_random else samples
+        if weights is None or draws == 0:
+            return reader.features(encoded, batch_size, progress=progress)
+        draws = weights.default_draws if draws == "auto" else int(draws)
+        seed = self.recipe.seed
+        return weights.observe(reader, self.head, encoded, draws, seed, batch_size, progress)
 
     def _pooled(self, task: Task, batch_size: int, progress: Progress) -> Tensor:
         if not len(task):
@@ -228,13 +253,14 @@ class BayesModel:
         return self.reader().features(self.encode(task), batch_size, progress=progress)
 
     def predict_features(
-        self, phi: Tensor, mask: Tensor | None = None
+        self, observed: Observed, mask: Tensor | None = None
     ) -> Prediction | RegressionPrediction:
-        """Predict from pooled features ``(N, D)``; see `predict`."""
+        """Predict from pooled features ``(N, D)``, or whatever `observe` returned."""
         device = next(self.head.parameters()).device
+        phi = observed if isinstance(observed, Tensor) else observed.phi
         predictive = self.method.predict(
             self.head,
-            phi.to(device),
+            observed.to(device),
             self.recipe.predict,
             mask if mask is None else mask.to(device),
         )

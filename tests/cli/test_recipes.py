@@ -17,15 +17,16 @@ from bayestune.errors import ConfigError
 
 
 def flat(data, prefix: str = "") -> dict[str, object]:
-    """Return nested values by dotted key."""
+    """Return nested values by dotted key; an empty section is a value."""
     out: dict[str, object] = {}
     for key, value in data.items():
-        out |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        deeper = isinstance(value, dict) and value
+        out |= flat(value, f"{prefix}{key}.") if deeper else {prefix + key: value}
     return out
 
 
 def test_names() -> None:
-    assert recipes.names() == ["encoder", "mle", "polar_vbll", "quickstart"]
+    assert recipes.names() == ["blob", "encoder", "mle", "polar_vbll", "quickstart"]
 
 
 @pytest.mark.parametrize("name", recipes.names())

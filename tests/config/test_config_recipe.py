@@ -85,6 +85,7 @@ OTHER: dict[str, Any] = {
     "cache.max_gb": 0.0,
     "cache.max_disk_gb": 1.5,
     "predict.samples": 64,
+    "weights": {"prior_std": 0.1},
 }
 
 
@@ -190,7 +191,7 @@ def test_a_wrong_type_names_the_key_and_what_is_expected(key, value, expected):
         *(("train.head_lr", -1), ("train.warmup", 1), ("train.clip", -1), ("train.kl", -0.1)),
         *(("train.weight_decay", -1), ("train.head_steps", 0), ("train.hold_out", 1)),
         *(("train.patience", -1), ("finalize.precision", 0), ("finalize.temperature", -2)),
-        *(("cache.max_gb", -1), ("cache.max_disk_gb", -1), ("predict.samples", 1)),
+        *(("cache.max_gb", -1), ("cache.max_disk_gb", -1), ("predict.samples", -1)),
         *(("prompt.max_length", 0), ("prompt.template", "no field"), ("prompt.system", "Be kind.")),
     ],
 )

@@ -12,6 +12,7 @@ from bayestune.backbone.layers import layer_stack
 from bayestune.backbone.pool import POOLING
 from bayestune.backbone.split import enter_states, resume_from
 from bayestune.errors import ModelError, NumericsError
+from bayestune.weights import WeightDistribution
 
 #: What transformers' models call a learned table of positions.
 _POSITIONS = ("position_embeddings", "embed_positions")
@@ -29,6 +30,9 @@ class Backbone(nn.Module):
         pooling: ``last``, ``mean`` or ``cls``.
         first_layer: index of the first adapted layer; below it nothing is trained.
         decoder: whether the transformer is causal and takes explicit positions.
+
+    Attributes:
+        weights: the distribution over the adapter's weights; None where they are a point.
     """
 
     def __init__(
@@ -49,6 +53,8 @@ class Backbone(nn.Module):
         self.first_layer = first_layer
         self.decoder = decoder
         self._pool = POOLING[pooling]
+        self.weights: WeightDistribution | None = None
+        self._halves: bool | None = None if first_layer > 0 else False
         self.train(False)
 
     @property
@@ -85,6 +91,11 @@ class Backbone(nn.Module):
         return None
 
     @property
+    def has_kl(self) -> bool:
+        """Whether the distribution over the adapter's weights has a divergence to be weighed."""
+        return self.weights is not None and self.weights.has_kl
+
+    @property
     def splits(self) -> bool:
         """Whether there are frozen layers below the first adapted one."""
         return self.first_layer > 0
@@ -101,6 +112,8 @@ class Backbone(nn.Module):
                     part = getattr(module, name, None)
                     if isinstance(part, nn.Module):
                         part.train(mode)
+        if self.weights is not None:
+            self.weights.train(mode)
         self.training = mode
         return self
 
@@ -194,6 +207,16 @@ class Backbone(nn.Module):
                 f"Running {type(self.transformer).__name__} in two halves changes its features by "
                 f"{error:.1e} (relative); switch the prefix cache off with cache.prefix=off."
             )
+
+    def try_split(self, batch: Mapping[str, Tensor]) -> bool:
+        """Return whether a pass can run in two halves; measured once, by `check_split`."""
+        if self._halves is None:
+            try:
+                self.check_split(batch)
+                self._halves = True
+            except ModelError:
+                self._halves = False
+        return self._halves
 
     def check_finite(self, features: Tensor, rows: str) -> None:
         """Stop where a feature is not a number.

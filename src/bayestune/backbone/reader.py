@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+from array import array
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bayestune.backbone.backbone import Backbone
 from bayestune.backbone.cache import PrefixCache
 from bayestune.data import Encoded, length_grouped_batches, pad
 from bayestune.errors import ConfigError
 from bayestune.progress import Progress, silent
+from bayestune.weights import Drawing, MixedRowsError, WeightDistribution
+
+#: Rows of one pass in which every text stands once for each draw.
+_ROWS = 512
 
 
 class Reader:
@@ -43,14 +49,13 @@ class Reader:
 
     def batch(self, encoded: Encoded, rows: Sequence[int]) -> Tensor:
         """Return features ``(B, D)`` in fp32 of some rows, with gradients where they are on."""
-        if self.cache is not None:
-            kept = [self.cache.get(_key(self.cache, encoded, i)) for i in rows]
-            states = [s for s in kept if s is not None]
-            if len(states) == len(rows):
-                features = self._from_states(encoded, rows, states)
-                self.backbone.check_finite(features, f"rows {list(rows)[:8]}")
-                return features
-        features = self.backbone(**self.tensors(encoded, rows))
+        tensors = self.tensors(encoded, rows)
+        hidden = self._kept(encoded, rows, tensors["attention_mask"])
+        if hidden is not None:
+            del tensors["input_ids"]
+            features = self.backbone.resume(hidden, **tensors)
+        else:
+            features = self.backbone(**tensors)
         self.backbone.check_finite(features, f"rows {list(rows)[:8]}")
         return features
 
@@ -75,6 +80,88 @@ class Reader:
                 advance(len(rows))
         self.backbone.train(training)
         return torch.empty(0, 0) if out is None else out
+
+    def draws(
+        self,
+        encoded: Encoded,
+        head: nn.Module,
+        draws: Sequence[int],
+        seed: int,
+        batch_size: int = 32,
+        *,
+        progress: Progress = silent,
+        label: str = "draws",
+    ) -> tuple[Tensor, Tensor]:
+        """Return features at the mean and logits under draws of the adapter's weights.
+
+        All draws of a batch go through the adapted layers in one pass.
+
+        Args:
+            encoded: N texts.
+            head: features to logits.
+            draws: indices of S draws; the same one is the same draw for all texts.
+            seed: of the draws.
+            batch_size: texts in a pass, fewer where the draws make it larger than 512 rows.
+            progress: how to report.
+            label: what to call it.
+
+        Returns:
+            Features ``(N, D)`` and logits ``(S, N, K)`` on the CPU, in order, without gradients.
+        """
+        weights, times = self.backbone.weights, 1 + len(draws)
+        assert weights is not None
+        if not len(encoded.ids):
+            return torch.empty(0, 0), torch.empty(len(draws), 0, 0)
+        batch_size = max(1, min(batch_size, _ROWS // times))
+        found: list[tuple[list[int], Tensor, Tensor]] = []
+        training = self.backbone.training
+        self.backbone.train(False)
+        with torch.no_grad(), progress(label, len(encoded.ids)) as advance:
+            halves = self.backbone.try_split(self.tensors(encoded, range(min(2, len(encoded.ids)))))
+            with weights.drawing(draws, seed) as held:
+                for rows in length_grouped_batches(encoded.lengths, batch_size, shuffle=False):
+                    tensors = self.tensors(encoded, rows)
+                    held.mask = tensors["attention_mask"].bool()
+                    held.keys = tuple(_text_key(encoded, i) for i in rows)
+                    hidden = self._kept(encoded, rows, tensors["attention_mask"])
+                    if hidden is None and halves:
+                        hidden = self.backbone.enter(**tensors)
+                    phi, logits = self._drawn(head, weights, held, tensors, hidden)
+                    self.backbone.check_finite(phi, f"rows {list(rows)[:8]}")
+                    found.append((rows, phi.cpu(), logits.cpu()))
+                    advance(len(rows))
+        self.backbone.train(training)
+        order = torch.tensor([i for rows, _, _ in found for i in rows]).argsort()
+        phi, logits = torch.cat([p for _, p, _ in found]), torch.cat([z for _, _, z in found], 1)
+        return phi[order], logits[:, order]
+
+    def _drawn(
+        self,
+        head: nn.Module,
+        weights: WeightDistribution,
+        held: Drawing,
+        tensors: dict[str, Tensor],
+        hidden: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return features ``(B, D)`` at the mean and logits ``(S, B, K)`` of one batch.
+
+        In one pass; draw by draw where a layer is not fed the rows of the batch.
+        """
+        device, count = next(head.parameters()).device, len(held.draws)
+        if held.blocks:
+            try:
+                phi = self._repeated(tensors, hidden, 1 + count).to(device)
+                return phi[: len(phi) // (1 + count)], head(phi).unflatten(0, (1 + count, -1))[1:]
+            except MixedRowsError:
+                held.blocks = False
+        logits = []
+        for s in held.draws:
+            with weights.drawing([s], held.seed, blocks=False) as alone:
+                alone.mask, alone.keys = held.mask, held.keys
+                logits.append(head(self._repeated(tensors, hidden, 1).to(device)))
+        with weights.drawing([], held.seed, blocks=False):
+            phi = self._repeated(tensors, hidden, 1)
+        return phi, torch.stack(logits)
 
     def fill(
         self,
@@ -108,19 +195,32 @@ class Reader:
         ids, mask, positions = pad([encoded.ids[i] for i in rows], self.pad_id, self.padding_side)
         return self._place(ids, mask, positions, encoded, rows)
 
-    def _from_states(
-        self, encoded: Encoded, rows: Sequence[int], states: Sequence[Tensor]
-    ) -> Tensor:
+    def _kept(self, encoded: Encoded, rows: Sequence[int], mask: Tensor) -> Tensor | None:
+        """Return the states of some rows ``(B, T, D)`` from the cache; None unless it has all."""
+        if self.cache is None:
+            return None
+        kept = [self.cache.get(_key(self.cache, encoded, i)) for i in rows]
+        states = [s for s in kept if s is not None]
+        if len(states) < len(rows):
+            return None
         # The mask and the positions are those of the padded ids; only their place is taken.
-        inputs = self.tensors(encoded, rows)
-        mask = inputs["attention_mask"]
         hidden = states[0].new_zeros(*mask.shape, states[0].shape[1])  # (B, T, D)
         for b, state in enumerate(states):
             right = self.padding_side == "right"
             span = slice(0, len(state)) if right else slice(mask.shape[1] - len(state), None)
             hidden[b, span] = state
-        del inputs["input_ids"]
-        return self.backbone.resume(hidden.to(mask.device), **inputs)
+        return hidden.to(mask.device)
+
+    def _repeated(self, tensors: dict[str, Tensor], hidden: Tensor | None, times: int) -> Tensor:
+        """Return features ``(times · B, D)`` of a batch repeated, block by block.
+
+        Where the states that enter the first adapted layer are there, only what follows is.
+        """
+        many = {name: t.repeat(times, 1) for name, t in tensors.items()}  # (times · B, T)
+        if hidden is None:
+            return self.backbone(**many)
+        del many["input_ids"]
+        return self.backbone.resume(hidden.repeat(times, 1, 1), **many)
 
     def _place(
         self, ids: Tensor, mask: Tensor, positions: Tensor, encoded: Encoded, rows: Sequence[int]
@@ -132,6 +232,13 @@ class Reader:
         if not self.backbone.decoder:
             del tensors["position_ids"]  # encoders count their own
         return {name: t.to(self.backbone.device) for name, t in tensors.items()}
+
+
+def _text_key(encoded: Encoded, row: int) -> bytes:
+    """Return a digest of a text's tokens."""
+    types = encoded.token_type_ids[row] if encoded.token_type_ids is not None else ()
+    text = array("q", [*encoded.ids[row], -1, *types]).tobytes()
+    return hashlib.blake2b(text, digest_size=8).digest()
 
 
 def _key(cache: PrefixCache, encoded: Encoded, row: int) -> bytes:

@@ -32,7 +32,7 @@ def comments(text: str) -> dict[str, Note]:
 
 def _collect(node: yaml.MappingNode, prefix: str, lines: list[str], out: dict[str, Note]) -> None:
     for key, value in node.value:
-        section = isinstance(value, yaml.MappingNode)
+        section = isinstance(value, yaml.MappingNode) and value.value
         mark = key.end_mark if section else value.end_mark
         rest = lines[mark.line][mark.column :] if mark.line < len(lines) else ""
         rest = rest.lstrip(": ") if section else rest.lstrip()
@@ -63,7 +63,7 @@ def _lines(
     out: list[str] = []
     for key, value in values.items():
         note = notes.get(f"{prefix}{key}", Note())
-        section = isinstance(value, Mapping)
+        section = isinstance(value, Mapping) and value
         if section and not indent:
             out.append("")
         out += [indent + line for line in note.above]

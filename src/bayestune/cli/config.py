@@ -74,6 +74,8 @@ def annotated(recipe: Recipe, file: Path | None) -> str:
     from bayestune.config import to_mapping
 
     notes = comments(recipes.shipped("polar_vbll").read_text(encoding="utf-8"))
+    if recipe.method in recipes.names():
+        notes |= comments(recipes.shipped(recipe.method).read_text(encoding="utf-8"))
     if file is not None and file.suffix in (".yaml", ".yml"):
         notes |= comments(file.read_text(encoding="utf-8"))
     return write(to_mapping(recipe), notes)

@@ -27,7 +27,7 @@ def full_key(short: str) -> str:
     """
     valid = keys()
     key = ALIASES.get(short, short)
-    if key in valid:
+    if key in valid or _of_method(key):
         return key
     meant = [k for k in valid if k.rsplit(".", 1)[-1] == short]
     if len(meant) == 1:
@@ -75,7 +75,9 @@ def from_mapping(
         if key not in hints:
             raise ConfigError(f"{at}unknown key {prefix}{key!s}.{nearest(key, hints)}")
         hint = hints[key]
-        if dataclasses.is_dataclass(hint):
+        if hint == dict[str, Any]:
+            values[key] = _options_of_method(value, prefix + key, at)
+        elif dataclasses.is_dataclass(hint):
             if value is None:
                 continue
             if not isinstance(value, Mapping):
@@ -88,6 +90,15 @@ def from_mapping(
     except ConfigError as error:
         section = "" if str(error).startswith(prefix) else f"{prefix.rstrip('.')}: "
         raise ConfigError(f"{at}{section}{error}") from None
+
+
+def _options_of_method(value: Any, key: str, at: str) -> dict[str, Any]:
+    """Return a section whose keys are a method's own; `bayestune.methods.recipe` checks them."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise ConfigError(f"{at}{key} is {value!r}; expected a section of keys.")
+    return dict(value)
 
 
 def to_mapping(recipe: Recipe) -> dict[str, Any]:
@@ -238,8 +249,16 @@ def _is_list(value: Any) -> bool:
     )
 
 
+def _of_method(key: str) -> bool:
+    """Whether a key belongs to the section whose keys are a method's own."""
+    section, _, name = key.partition(".")
+    return bool(name) and typing.get_type_hints(Recipe).get(section) == dict[str, Any]
+
+
 def _hint(key: str) -> Any:
-    """Return the type of a dotted key."""
+    """Return the type of a dotted key; of a method's own keys any will do here."""
+    if _of_method(key):
+        return None
     hint: Any = Recipe
     for part in key.split("."):
         hint = typing.get_type_hints(hint)[part]

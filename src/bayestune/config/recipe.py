@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from bayestune.data.prompt import PromptConfig
 from bayestune.errors import ConfigError
@@ -152,14 +152,16 @@ class PredictConfig:
 
     #: auto: exact for two classes, sample for more
     predictive: Literal["auto", "sample", "exact", "probit", "laplace_bridge"] = "auto"
-    samples: int | Literal["auto"] = "auto"  # logit-space samples; they cost no backbone pass
+    #: 0: the posterior's mean. Of a Gaussian head in logit space, at no backbone pass; of random
+    #: adapter weights each is a pass through the adapted layers (auto: 10)
+    samples: int | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         _check(
-            self.samples == "auto" or int(self.samples) >= 2,
+            self.samples == "auto" or int(self.samples) >= 0,
             "predict.samples",
             self.samples,
-            "'auto' or at least 2",
+            "'auto', 0 (the posterior's mean) or more",
         )
 
 
@@ -180,3 +182,5 @@ class Recipe:
     prompt: PromptConfig = field(default_factory=PromptConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     predict: PredictConfig = field(default_factory=PredictConfig)
+    #: options of the method's own, mostly of its distribution over the adapter's weights
+    weights: dict[str, Any] = field(default_factory=dict)

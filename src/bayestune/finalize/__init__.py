@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bayestune.finalize.checks import require_possible
 from bayestune.finalize.choice import Candidate
-from bayestune.finalize.features import Features
+from bayestune.finalize.features import Features, Rows
 from bayestune.finalize.generative import generative_head, to_generative
 from bayestune.finalize.options import KAPPAS
 from bayestune.finalize.refresh import REFRESHES
@@ -21,8 +21,8 @@ from bayestune.finalize.temperature import (
     given_temperature,
     held_out_nll,
     item_nll,
+    observed_at,
     predictive_at,
-    probs_of_mean,
     require_rows,
     rows_at_once,
     search_temperature,
@@ -33,6 +33,7 @@ __all__ = [
     "REFRESHES",
     "Candidate",
     "Features",
+    "Rows",
     "clearly_worse",
     "finish_regression",
     "fit_std_factor",
@@ -42,9 +43,9 @@ __all__ = [
     "held_out_missing",
     "held_out_nll",
     "item_nll",
+    "observed_at",
     "open_choices",
     "predictive_at",
-    "probs_of_mean",
     "regression_losses",
     "regression_predictive",
     "require_possible",

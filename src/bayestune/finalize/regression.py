@@ -28,8 +28,15 @@ from bayestune.posterior.regression import RegressionPredictive
 from bayestune.progress import Progress, silent
 
 
-def regression_predictive(head: GaussianHead | LinearHead, phi: Tensor) -> RegressionPredictive:
+def regression_predictive(
+    head: GaussianHead | LinearHead, phi: Tensor, *, at_mean: bool = False
+) -> RegressionPredictive:
     """Return the predictive of features ``(B, D)``, in units of the targets' deviation.
+
+    Args:
+        head: predicts numbers.
+        phi: features.
+        at_mean: of the posterior's mean alone, without epistemic variance.
 
     Raises:
         ConfigError: the head predicts classes.
@@ -37,6 +44,8 @@ def regression_predictive(head: GaussianHead | LinearHead, phi: Tensor) -> Regre
     noise = _noise(head)
     with torch.no_grad():
         mu, var = head.moments(phi)
+        if at_mean:
+            var = torch.zeros_like(var)
         return RegressionPredictive.from_moments(mu, var, noise.variance(phi), noise.dof)
 
 

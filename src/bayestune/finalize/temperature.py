@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sized
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bayestune.config import FinalizeConfig, PredictConfig
 from bayestune.errors import ConfigError
-from bayestune.finalize.features import Features
 from bayestune.finalize.line import minimise
-from bayestune.head import GenerativeHead, OrdinalHead
+from bayestune.posterior.observed import LogitDraws, LogitMoments
 from bayestune.posterior.predictive import Predictive
 
 #: Pairs of classes (N, K, K) in the covariances that are held at once.
@@ -74,15 +72,23 @@ def predictive_at(
     )
 
 
-def probs_of_mean(head: nn.Module, rows: Features) -> Callable[[float], Tensor]:
-    """Return the probabilities ``(N, K)`` that the mean of a posterior gives, by temperature."""
-    if isinstance(head, GenerativeHead):  # closed form, means averaged over
-        return lambda temperature: head.probs(rows.phi, rows.mask, temperature)
-    with torch.no_grad():
-        mu, _ = head.moments(rows.phi)  # pyright: ignore[reportCallIssue]
-    if isinstance(head, OrdinalHead):
-        return lambda temperature: head.at(mu, None, temperature).probs
-    return lambda temperature: predictive_at(mu, None, temperature, rows.mask).probs
+def observed_at(
+    observed: LogitDraws | LogitMoments,
+    temperature: float,
+    mask: Tensor | None = None,
+    config: PredictConfig | None = None,
+) -> Predictive:
+    """Return the predictive of random adapter weights with all logits divided by T.
+
+    Args:
+        observed: what they say of N rows.
+        temperature: T.
+        mask: which classes exist ``(N, K)``.
+        config: how moments become probabilities; the recipe's default where absent.
+    """
+    if isinstance(observed, LogitDraws):
+        return Predictive.from_samples(observed.logits / temperature, mask)
+    return predictive_at(observed.mean, observed.covariance, temperature, mask, config)
 
 
 def item_nll(probs: Tensor, labels: Tensor) -> Tensor:

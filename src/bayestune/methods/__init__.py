@@ -3,14 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 from bayestune.config import Recipe, from_mapping, merge
 from bayestune.errors import ConfigError, nearest
-from bayestune.methods import mle, polar_vbll
+from bayestune.methods import (
+    blob,
+    ensemble,
+    last_layer_laplace,
+    lora_vbll,
+    map,
+    mc_dropout,
+    mle,
+    polar_blob,
+    polar_mle,
+    polar_vbll,
+    scalabl,
+    temperature,
+    tfb,
+)
 from bayestune.methods.contract import Method, Parts, Terms
+from bayestune.methods.parts import at_mean
 
-METHODS: dict[str, Method] = {m.METHOD.name: m.METHOD for m in (polar_vbll, mle)}
+METHODS: dict[str, Method] = {
+    module.METHOD.name: module.METHOD
+    for module in (
+        polar_vbll,
+        lora_vbll,
+        mle,
+        polar_mle,
+        map,
+        temperature,
+        last_layer_laplace,
+        mc_dropout,
+        ensemble,
+        blob,
+        polar_blob,
+        tfb,
+        scalabl,
+    )
+}
 
 
 def get(name: str) -> Method:
@@ -30,7 +63,17 @@ def recipe(method: str, *layers: Mapping[str, Any]) -> Recipe:
     Raises:
         ConfigError: for an unknown method, key or a value of a wrong type.
     """
-    return from_mapping(merge(get(method).defaults, *layers, {"method": method}))
+    return checked(from_mapping(merge(get(method).defaults, *layers, {"method": method})))
 
 
-__all__ = ["METHODS", "Method", "Parts", "Terms", "get", "recipe"]
+def checked(recipe: Recipe) -> Recipe:
+    """Return a recipe with its method's own options complete.
+
+    Raises:
+        ConfigError: for an unknown method, an option that it does not have or a wrong value.
+    """
+    options = from_mapping(recipe.weights, get(recipe.method).options, "weights.")
+    return replace(recipe, weights=asdict(options))
+
+
+__all__ = ["METHODS", "Method", "Parts", "Terms", "at_mean", "checked", "get", "recipe"]

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from bayestune.backbone import Backbone, Base, Source
+from bayestune.backbone import Backbone, Base, Reader, Source
 from bayestune.config import PredictConfig, Recipe
 from bayestune.data import Task
-from bayestune.finalize import Features
+from bayestune.finalize import Features, Rows
+from bayestune.posterior.observed import Observed
 from bayestune.posterior.predictive import Predictive
 from bayestune.posterior.regression import RegressionPredictive
 from bayestune.progress import Progress, silent
@@ -33,6 +34,11 @@ class Terms(NamedTuple):
 
     nll: Tensor
     kl: Tensor
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """A method without options of its own."""
 
 
 class Build(Protocol):
@@ -62,11 +68,32 @@ class Finalize(Protocol):
     ) -> tuple[nn.Module, dict[str, Any]]: ...
 
 
-class Predict(Protocol):
-    """Return the predictive of features ``(B, D)``; of numbers in units of the targets' scale."""
+class Settle(Protocol):
+    """Make of what was trained a distribution over the adapter's weights; return what was chosen.
+
+    Called once after training, before any feature is read for the finaliser. The weights that it
+    leaves in the adapter are the posterior's mean.
+    """
 
     def __call__(
-        self, head: nn.Module, phi: Tensor, config: PredictConfig, mask: Tensor | None = None
+        self,
+        parts: Parts,
+        reader: Reader,
+        fit: Rows,
+        held_out: Rows | None,
+        recipe: Recipe,
+        progress: Progress = silent,
+    ) -> dict[str, Any]: ...
+
+
+class Predict(Protocol):
+    """Return the predictive of what was observed; of numbers in units of the targets' scale.
+
+    That is features ``(B, D)``, or what random adapter weights say of the logits.
+    """
+
+    def __call__(
+        self, head: nn.Module, phi: Observed, config: PredictConfig, mask: Tensor | None = None
     ) -> Predictive | RegressionPredictive: ...
 
 
@@ -78,7 +105,9 @@ class Method:
         name: what ``--method`` takes.
         summary: one line for ``bayestune methods``.
         source: the paper.
+        settle: makes the adapter's weights random after training, where it does.
         defaults: recipe values where they differ from the recipe's own.
+        options: a frozen dataclass of the keys in its section ``weights``.
     """
 
     name: str
@@ -88,4 +117,6 @@ class Method:
     loss: Loss
     finalize: Finalize
     predict: Predict
+    settle: Settle | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    options: type = NoOptions

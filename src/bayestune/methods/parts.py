@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bayestune.backbone import Base, Source, adapt, output_rows
-from bayestune.config import PredictConfig, Recipe
+from bayestune.config import PredictConfig, Recipe, merge
 from bayestune.data import Example, Task, label_token_ids, render
 from bayestune.errors import ConfigError
 from bayestune.finalize import (
@@ -19,8 +21,8 @@ from bayestune.finalize import (
     finish_regression,
     generative_head,
     given_temperature,
+    observed_at,
     predictive_at,
-    probs_of_mean,
     regression_predictive,
     require_rows,
     rows_at_once,
@@ -29,10 +31,37 @@ from bayestune.finalize import (
     to_generative,
 )
 from bayestune.head import GaussianHead, GenerativeHead, LinearHead, Noise, OrdinalHead
-from bayestune.methods.contract import Parts, Terms
+from bayestune.methods.contract import Method, Parts, Terms
+from bayestune.posterior.observed import LogitDraws, LogitMoments, Observed
 from bayestune.posterior.predictive import Predictive
 from bayestune.posterior.regression import RegressionPredictive
 from bayestune.progress import Progress, silent
+
+#: Recipe values of a LoRA adapter under a linear head, trained by maximum likelihood.
+POINT: dict[str, Any] = {
+    "adapter": {"kind": "lora"},
+    "head": {"kind": "linear"},
+    "train": {"lr": 5e-4, "kl": 0.0},
+    "finalize": {"refresh": "none", "temperature": "none"},
+}
+#: The learning rate that suits PoLAR.
+POLAR: dict[str, Any] = {"adapter": {"kind": "polar"}, "train": {"lr": 2e-3}}
+
+
+def compose(
+    name: str, summary: str, source: str, *defaults: Mapping[str, Any], **own: Any
+) -> Method:
+    """Return a method made of the pieces in this file, but for what is its own.
+
+    Args:
+        name: what ``--method`` takes.
+        summary: one line.
+        source: the paper.
+        *defaults: recipe values, later ones winning.
+        **own: functions (and ``options``) of the method's own.
+    """
+    pieces = {"build": build, "loss": loss, "finalize": finalize, "predict": predict}
+    return Method(name, summary, source, **pieces | own, defaults=merge(*defaults))
 
 
 def build(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Recipe) -> Parts:
@@ -159,19 +188,60 @@ def finalize(
         require_rows(config, held_out)
         temperature = given_temperature(config)
         if config.temperature == "auto" and held_out is not None:
-            temperature, _ = search_temperature(probs_of_mean(head, held_out), held_out.labels)
+            temperature = _temperature(head, held_out, recipe.predict)
     head.fold_temperature(temperature)  # pyright: ignore[reportCallIssue]
     report["temperature"] = temperature
     return head, report
 
 
+def _temperature(head: nn.Module, held_out: Features, config: PredictConfig) -> float:
+    """Return the temperature of a point head, whatever the features under it vary with."""
+    if held_out.logits is None:
+        with torch.no_grad():
+            found = at_mean(head, held_out.phi, held_out.mask)
+    else:
+        found = functools.partial(_observed, held_out.logits, held_out.mask, config)
+    return search_temperature(lambda t: found(t).probs, held_out.labels)[0]
+
+
+def _observed(
+    observed: LogitDraws | LogitMoments, mask: Tensor | None, config: PredictConfig, t: float
+) -> Predictive:
+    return observed_at(observed, t, mask, config)
+
+
+def at_mean(
+    head: nn.Module, phi: Tensor, mask: Tensor | None = None
+) -> Callable[[float], Predictive]:
+    """Return the predictive of a classifier's posterior mean as a function of temperature.
+
+    Args:
+        head: the head.
+        phi: features ``(B, D)``.
+        mask: which classes exist ``(B, K)``.
+    """
+    if isinstance(head, GenerativeHead):  # closed form, means averaged over
+        return lambda t: Predictive.from_point(head.probs(phi, mask, t).log().clamp_min(-1e30))
+    mu, _ = head.moments(phi)  # pyright: ignore[reportCallIssue]
+    if isinstance(head, OrdinalHead):
+        return lambda t: head.at(mu, None, t)
+    return lambda t: Predictive.from_point(mu / t, mask)
+
+
 def predict(
-    head: nn.Module, phi: Tensor, config: PredictConfig, mask: Tensor | None = None
+    head: nn.Module, phi: Observed, config: PredictConfig, mask: Tensor | None = None
 ) -> Predictive | RegressionPredictive:
-    """Return the predictive of features ``(B, D)``: a point for point heads, else averaged."""
+    """Return the predictive of what was observed: a point for points, else averaged.
+
+    With ``predict.samples=0`` it is that of the posterior's mean.
+    """
+    if not isinstance(phi, Tensor):
+        return observed_at(phi, 1.0, mask, config)
     if isinstance(head, GaussianHead | LinearHead) and head.noise is not None:
-        return regression_predictive(head, phi)
+        return regression_predictive(head, phi, at_mean=config.samples == 0)
     with torch.no_grad():
+        if config.samples == 0:
+            return at_mean(head, phi, mask)(1.0)
         if isinstance(head, GenerativeHead):
             samples = None if config.samples == "auto" else int(config.samples)
             return head.predictive(phi, mask, samples)

@@ -12,6 +12,9 @@ from torch import nn
 from bayestune.errors import ConfigError, nearest
 from bayestune.optim.checks import CORE_STEPS, MANIFOLDS
 
+#: Name of the groups of parameters with step sizes of their own.
+DEVIATIONS = "deviations"
+
 
 def param_groups(
     model: nn.Module,
@@ -31,7 +34,8 @@ def param_groups(
     of parameters) that live on a manifold or between two of its factors. ``is_bayes_head = True``
     sends all parameters of a module to the head's groups; its method ``lr_factors()``, if there is
     one, returns factors on ``head_lr`` by parameter name, and parameters of equal factor share a
-    group.
+    group. A method ``own_rates()`` returns step sizes by parameter name, for the deviations of
+    random weights, whose steps have nothing to do with those of the weights.
 
     Args:
         model: any module, wrapped or not.
@@ -45,7 +49,8 @@ def param_groups(
         penalty: the landing field's λ for the Stiefel group.
 
     Returns:
-        Groups with a ``name`` each (``"stiefel"``, ``"core"``, ``"euclidean"``, ``"head"``, and
+        Groups with a ``name`` each (``"stiefel"``, ``"core"``, ``"euclidean"``, ``"deviations"``
+        for each step size of their own, ``"head"``, and
         ``"head*<factor>"`` where a factor is not 1), no parameter twice, none empty.
 
     Raises:
@@ -72,6 +77,10 @@ def param_groups(
         ):
             for factor, parameter in _head_parameters(module):
                 claim(parameter, head[factor])
+    own_rates: dict[float, list[nn.Parameter]] = defaultdict(list)
+    for module in model.modules():
+        for rate, parameter in _rated_parameters(module):
+            claim(parameter, own_rates[rate])
     for module in model.modules():
         for manifold, parameter in _declared_parameters(module):
             if manifold == "stiefel" or (manifold, core) == ("core", "spectral"):
@@ -87,6 +96,10 @@ def param_groups(
     groups: list[dict[str, Any]] = [
         {"name": name, "manifold": name, "params": kinds[name], "lr": lr, **options}
         for name, options in own.items()
+    ]
+    groups += [
+        {"name": DEVIATIONS, "params": parameters, "lr": rate, "weight_decay": 0.0}
+        for rate, parameters in sorted(own_rates.items())
     ]
     for factor, parameters in sorted(head.items(), reverse=True):
         name = "head" if factor == 1 else f"head*{factor:g}"
@@ -115,6 +128,13 @@ def _declared_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]
             )
         for parameter in [held] if isinstance(held, nn.Parameter) else held.parameters():
             yield manifold, parameter
+
+
+def _rated_parameters(module: nn.Module) -> Iterator[tuple[float, nn.Parameter]]:
+    if hasattr(type(module), "own_rates"):
+        named = dict(module.named_parameters())
+        for name, rate in module.own_rates().items():  # type: ignore[operator]
+            yield rate, named[name]
 
 
 def _head_parameters(module: nn.Module) -> Iterator[tuple[float, nn.Parameter]]:

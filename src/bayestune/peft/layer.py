@@ -16,6 +16,14 @@ from bayestune.peft.config import PolarConfig
 __all__ = ["PolarLinear"]
 
 
+class Core(nn.Module):
+    """The map Θ by itself, a module so that a distribution over Θ can hook into it."""
+
+    def forward(self, x: Tensor, theta: Tensor) -> Tensor:
+        """Return ``Θ x`` for ``(..., r)``."""
+        return F.linear(x, theta)
+
+
 class PolarLinear(AdditiveLinear):
     """A linear layer with ``ΔW = s · X Θ Yᵀ``, ``s = alpha / r``.
 
@@ -27,7 +35,7 @@ class PolarLinear(AdditiveLinear):
     """
 
     adapter_layer_names = ("polar_X", "polar_theta", "polar_Y")
-    other_param_names = ("r", "scaling", "dropout")
+    other_param_names = ("r", "scaling", "dropout", "core")
     manifolds: ClassVar[dict[str, str]] = {
         "polar_X": "stiefel",
         "polar_theta": "core",
@@ -40,6 +48,7 @@ class PolarLinear(AdditiveLinear):
     r: dict[str, int]
     scaling: dict[str, float]
     dropout: dict[str, float]
+    core: dict[str, Core]
 
     def update_layer(self, adapter_name: str, config: PolarConfig, **_: Any) -> None:
         """Create the factors of one adapter.
@@ -59,6 +68,7 @@ class PolarLinear(AdditiveLinear):
         self.r[adapter_name] = config.r
         self.scaling[adapter_name] = config.alpha / config.r
         self.dropout[adapter_name] = config.dropout
+        self.core[adapter_name] = Core()
         dtype = self.adapter_dtype()
         self.add_parameters(
             adapter_name,
@@ -83,11 +93,10 @@ class PolarLinear(AdditiveLinear):
         """Return ``s · X (Θ (Yᵀ dropout(x)))`` for inputs ``(..., in)`` as ``(..., out)``."""
         X, theta, Y = (getattr(self, name)[adapter_name] for name in self.adapter_layer_names)
         x = F.dropout(self._cast_input_dtype(x, Y.dtype), self.dropout[adapter_name], self.training)
-        # s is folded into the r × r core. Θ itself is not folded into X or Y: that saves less than
-        # r / (in + out) of the work, and only for long batches, so that the last bits of a row's
-        # result would depend on the batch around it.
-        theta = self.scaling[adapter_name] * theta
-        return F.linear(F.linear(x @ Y, theta), X)  # (..., in) -> (..., r) -> (..., out)
+        # Θ is not folded into X or Y: that saves less than r / (in + out) of the work, and only for
+        # long batches, so that the last bits of a row's result would depend on the batch around it.
+        inner = self.scaling[adapter_name] * (x @ Y)  # (..., in) -> (..., r)
+        return F.linear(self.core[adapter_name](inner, theta), X)  # -> (..., r) -> (..., out)
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """Return ``ΔW = s · X Θ Yᵀ`` ``(out, in)`` in the adapter's precision."""

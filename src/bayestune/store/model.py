@@ -32,6 +32,7 @@ from bayestune.store.manifest import MANIFEST, manifest_of, model_folder, read_m
 ADAPTER = "adapter_model.safetensors"
 POSTERIOR = "posterior.safetensors"
 _DENSITY = "density."
+_WEIGHTS = "weights."
 _METADATA = {"format": "pt"}
 _HEADS = {kind.__name__: kind for kind in (GaussianHead, LinearHead, GenerativeHead, OrdinalHead)}
 _CHECKED = (ADAPTER, "adapter_config.json", POSTERIOR)
@@ -115,6 +116,8 @@ def load(
         raise StoreError(f"{folder} is damaged: {error}.") from error
     _restore_head(model, kind, posterior)
     _restore_adapter(model, stored, posterior, folder)
+    if model.backbone.weights is not None:
+        model.backbone.weights.load(_under(_WEIGHTS, posterior))
     model.density = _density(posterior, task.outputs, model.head.in_features)  # pyright: ignore
     model.scaling = scaling
     model.notes = manifest.get("notes", {})
@@ -142,6 +145,8 @@ def _posterior_tensors(model: BayesModel) -> dict[str, Tensor]:
     if adapter.task_type != "SEQ_CLS" and not isinstance(model.head, GenerativeHead):
         # An encoder's adapter folder has no place for the mean; it stands here.
         tensors["score.weight"] = model.head.weight.detach()  # pyright: ignore
+    if model.backbone.weights is not None:
+        tensors |= {_WEIGHTS + k: v for k, v in model.backbone.weights.tensors().items()}
     if model.density is not None:
         for name in ("means", "whitening", "present"):
             tensors[_DENSITY + name] = getattr(model.density, name)
@@ -152,8 +157,7 @@ def _recipe(manifest: dict[str, Any], changes: dict[str, str | None]) -> Recipe:
     given = {key: value for key, value in changes.items() if value is not None}
     data = {**manifest["recipe"], **given}
     try:
-        recipe = from_mapping(data)
-        methods.get(recipe.method)
+        recipe = methods.checked(from_mapping(data))
     except BayestuneError as error:
         raise StoreError(f"The recipe in {MANIFEST} is damaged: {error}") from error
     return recipe
@@ -171,7 +175,7 @@ def _restore_head(model: BayesModel, kind: type[nn.Module], posterior: dict[str,
             options["noise"] = head.noise
         head = kind(**options)
     head.load_posterior(  # pyright: ignore[reportCallIssue]
-        {k.removeprefix("head."): v for k, v in posterior.items() if k.startswith("head.")}
+        _under("head.", posterior)
     )
     model.set_head(head.to(model.backbone.device))
 
@@ -204,13 +208,17 @@ def _restore_adapter(
 
 
 def _density(posterior: dict[str, Tensor], classes: int, width: int) -> Density | None:
-    parts = {k.removeprefix(_DENSITY): v for k, v in posterior.items() if k.startswith(_DENSITY)}
+    parts = _under(_DENSITY, posterior)
     if not parts:
         return None
     shapes = {"means": (classes, width), "whitening": (width, width), "present": (classes,)}
     if {name: tuple(part.shape) for name, part in parts.items()} != shapes:
         raise StoreError(f"{POSTERIOR} has a feature density of other classes or features.")
     return Density(**parts)
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def _is_empty(path: Path) -> bool:

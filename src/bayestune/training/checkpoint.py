@@ -16,7 +16,8 @@ from bayestune.files import checksum, new_folder, read_json, verify, write_json
 
 _STATE = "state.json"
 _TENSORS = "tensors.safetensors"
-_KEYS = {"step", "epoch", "kappa", "kappas", "best", "history", "recipe", "facts", "checksums"}
+_KEYS = {"step", "epoch", "kappa", "kappas", "best", "history", "member", "recipe"}
+_KEYS |= {"facts", "checksums"}
 
 
 def trainable(backbone: nn.Module, head: nn.Module) -> dict[str, Tensor]:
@@ -28,12 +29,19 @@ def trainable(backbone: nn.Module, head: nn.Module) -> dict[str, Tensor]:
         for name, p in backbone.named_parameters()
         if p.requires_grad and id(p) not in own
     }
-    return tensors | {f"head.{k}": v.detach().clone() for k, v in head.state_dict().items()}
+    # A distribution over the adapter also has what no gradient moves.
+    buffers = {
+        f"backbone.{name}": b.detach().clone()
+        for name, b in backbone.named_buffers()
+        if name.startswith("weights.")
+    }
+    own_state = {f"head.{k}": v.detach().clone() for k, v in head.state_dict().items()}
+    return tensors | buffers | own_state
 
 
 def restore(backbone: nn.Module, head: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Put back what `trainable` returned."""
-    parameters = dict(backbone.named_parameters())
+    parameters = dict(backbone.named_parameters()) | dict(backbone.named_buffers())
     with torch.no_grad():
         for name, tensor in tensors.items():
             if name.startswith("backbone."):

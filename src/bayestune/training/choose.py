@@ -19,19 +19,18 @@ from bayestune.finalize import (
     clearly_worse,
     fit_std_factor,
     item_nll,
-    probs_of_mean,
     regression_losses,
     regression_predictive,
     search_temperature,
 )
 from bayestune.head import GaussianHead, LinearHead
-from bayestune.methods import Method
+from bayestune.methods import Method, at_mean
 from bayestune.model import BayesModel
 
 
 def candidates(model: BayesModel) -> tuple[float, ...]:
     """Return the κ that a model's recipe leaves to try; one where it is fixed or there is no KL."""
-    if model.head.point:
+    if model.head.point and not model.backbone.has_kl:
         return (0.0,)
     given = model.recipe.train.kl
     return KAPPAS if isinstance(given, str) else (float(given),)
@@ -78,6 +77,6 @@ def delivered_losses(
         probs = method.predict(head, rows.phi, predict, rows.mask).probs  # pyright: ignore
         return item_nll(probs, rows.labels)
     with torch.no_grad():
-        probs = probs_of_mean(head, rows)
-        temperature, _ = search_temperature(probs, rows.labels)
-        return item_nll(probs(temperature), rows.labels)
+        mean = at_mean(head, rows.phi, rows.mask)
+        temperature, _ = search_temperature(lambda t: mean(t).probs, rows.labels)
+        return item_nll(mean(temperature).probs, rows.labels)

@@ -102,7 +102,7 @@ def _open_choices(model: BayesModel) -> list[str]:
     """Return what a model's recipe leaves to held-out rows, in words for people."""
     recipe, config, point = model.recipe, model.recipe.finalize, model.head.point
     found = ["train.patience"] if recipe.train.patience > 0 else []
-    if not point and recipe.train.kl == "auto":
+    if (not point or model.backbone.has_kl) and recipe.train.kl == "auto":
         found.append("train.kl=auto")
     if recipe.head.kind != "generative" and (not point or config.refresh in REFRESHES):
         return found + open_choices(config, recipe.train.kl)

@@ -20,10 +20,10 @@ from bayestune.backbone import Reader
 from bayestune.config import TrainConfig
 from bayestune.data import length_grouped_batches
 from bayestune.errors import ConfigError, NumericsError
-from bayestune.methods import Method
-from bayestune.optim import StiefelAdam, param_groups, step_deviations
+from bayestune.finalize import Rows
+from bayestune.methods import Method, Terms
+from bayestune.optim import DEVIATIONS, StiefelAdam, param_groups, step_deviations
 from bayestune.progress import Advance
-from bayestune.training.rows import Rows
 
 #: Share of a batch in the running mean of the deviations' fixed point, at the peak of the schedule.
 DEVIATION_RATE = 0.1
@@ -112,6 +112,9 @@ class Loop:
         of_adapter = [g for g in groups if not g["name"].startswith("head")]
         for group in groups:
             group["peak"] = group["lr"]
+        weights = self.reader.backbone.weights
+        if weights is not None and weights.steps_itself:
+            of_adapter = [g for g in of_adapter if g["name"] != DEVIATIONS]
         self.adapter = StiefelAdam(of_adapter)
         if config.deviations == "natural":
             own = natural_deviations(self.head, self.kappa)
@@ -178,6 +181,7 @@ class Loop:
                 group["lr"] = group["peak"] * rate
         phi = self.reader.batch(self.rows.encoded, batch)  # (B, D)
         scale = self.kappa / len(self.rows)
+        weights, own = self.reader.backbone.weights, 0.0
         if self.config.schedule == "alternate":
             still = self.rows.batch(phi.detach(), batch)
             for _ in range(self.config.head_steps):
@@ -186,14 +190,24 @@ class Loop:
                 self._step_posterior(rate)
                 self.head.zero_grad()
         terms = self.method.loss(self.head, self.rows.batch(phi, batch))
-        self._descend(terms.nll + scale * terms.kl, batch)
+        loss = terms.nll + scale * terms.kl
+        if weights is not None and weights.has_kl:
+            own = self.kappa * weights.kl_weight(self.step, len(self.rows), self.config.batch_size)
+            kl = weights.kl()
+            terms = Terms(terms.nll, terms.kl + kl.detach())
+            loss = loss if weights.steps_itself else loss + own * kl
+        self._descend(loss, batch)
         norm = self._clip()
         self.adapter.step()
+        if weights is not None and weights.steps_itself:
+            weights.own_step(own, rate)
         if self.config.schedule == "joint":
             self._step_posterior(rate)
         self.adapter.zero_grad()
         self.head.zero_grad()
         self.step += 1
+        if weights is not None:
+            weights.after_step(self.step, self.total_steps)
         # A density per unit of the user's numbers; log 1 = 0 for classes.
         return terms.nll.item() + math.log(self.rows.unit), terms.kl.item(), norm
 
@@ -214,7 +228,9 @@ class Loop:
         loss.backward()
 
     def _clip(self) -> float:
-        parameters = [p for g in self.adapter.param_groups for p in g["params"]]
+        # Deviations of adapter weights have gradients of another size, from the KL.
+        groups = [g for g in self.adapter.param_groups if g["name"] != DEVIATIONS]
+        parameters = [p for g in groups for p in g["params"]]
         limit = self.config.clip or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
         if not math.isfinite(norm):

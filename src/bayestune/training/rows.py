@@ -4,52 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from bayestune.data import Encoded, LabelSet, Task
+from bayestune.data import LabelSet, Task
 from bayestune.errors import ConfigError, DataError
-from bayestune.finalize import Features
+from bayestune.finalize import Rows
 from bayestune.head.precision import wide_device
 from bayestune.model import BayesModel
-
-
-@dataclass(frozen=True)
-class Rows:
-    """N encoded examples.
-
-    Attributes:
-        encoded: token ids.
-        labels: class indices ``(N,)``, or numbers in the model's scaling ``(N, 1)``.
-        mask: which classes exist ``(N, K)``; None where all do.
-        weights: sample weights of mean one ``(N,)``; None for ones.
-        unit: what one unit of the numbers is in the user's own; 1 for classes.
-    """
-
-    encoded: Encoded
-    labels: Tensor
-    mask: Tensor | None
-    weights: Tensor | None
-    unit: float = 1.0
-
-    def __len__(self) -> int:
-        return len(self.encoded.ids)
-
-    def batch(self, phi: Tensor, rows: Sequence[int]) -> Features:
-        """Return the features of some rows with their labels, on the features' device."""
-        index = torch.tensor(rows)
-
-        def pick(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor[index].to(phi.device)
-
-        labels = self.labels[index].to(phi.device)
-        return Features(phi, labels, pick(self.mask), pick(self.weights), self.unit)
-
-    def features(self, phi: Tensor) -> Features:
-        """Return the features of all rows with their labels, on the features' device."""
-        return self.batch(phi, range(len(self)))
 
 
 def prepare(model: BayesModel, task: Task, class_weights: str = "none") -> Rows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -15,12 +16,14 @@ from bayestune.config import to_mapping
 from bayestune.data import Task
 from bayestune.errors import ModelError, StoreError
 from bayestune.files import recover
-from bayestune.finalize import Features
+from bayestune.finalize import Features, Rows
 from bayestune.head import GenerativeHead
 from bayestune.head.precision import wide_device
+from bayestune.methods import Parts
 from bayestune.metrics import Density, fit_density
 from bayestune.model import BayesModel
 from bayestune.peft import adapter_report
+from bayestune.posterior.observed import LogitDraws, LogitMoments
 from bayestune.posterior.regression import RegressionPredictive
 from bayestune.progress import Advance, Progress
 from bayestune.training.checkpoint import (
@@ -35,8 +38,10 @@ from bayestune.training.checkpoint import (
 )
 from bayestune.training.choose import candidates, delivered_losses, largest, race_epochs
 from bayestune.training.loop import Loop
-from bayestune.training.rows import Rows, prepare, start
+from bayestune.training.members import optimise_members
+from bayestune.training.rows import prepare, start
 from bayestune.training.run import CHECKPOINT, RACE, Journal, Run
+from bayestune.weights import MemberWeights
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +84,13 @@ class Session:
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {}
         self.best_tensors: dict[str, Tensor] = {}
+        self.member = 0  # of an ensemble
         self.losses = torch.empty(0)  # of the held-out rows, as last validated
+
+    @property
+    def seed(self) -> int:
+        """The seed of the training in progress; members of runs with near seeds have their own."""
+        return self.recipe.seed + 1009 * self.member
 
     def run(self, *, resume: bool, overwrite: bool, started: float) -> Run:
         """Do all steps in order; see `fit`."""
@@ -117,11 +128,19 @@ class Session:
             found: states to continue from: of the training, or of candidates for the KL weight.
         """
         self._fill_cache()
+        weights = self.model.backbone.weights
+        if isinstance(weights, MemberWeights):
+            optimise_members(self, weights, found)
+        else:
+            self.optimise_one(found)
+
+    def optimise_one(self, found: Mapping[str, Found]) -> None:
+        """Train the model, or the member of an ensemble that it is now, to the last epoch."""
         if CHECKPOINT in found:
             loop = self._continue(*found[CHECKPOINT])
             self.journal.truncate(self.history)
         else:
-            torch.manual_seed(self.recipe.seed)
+            torch.manual_seed(self.seed)
             # Features as training starts set the units of prior, posterior and rates.
             some = list(range(0, len(self.rows), max(1, len(self.rows) // 512)))
             phi = self.reader.features(self.rows.encoded.select(some))
@@ -134,16 +153,31 @@ class Session:
 
     def finalize(self) -> dict[str, Any]:
         """Finish the posterior and fit the density on cached features; return what was chosen."""
-        device = self.model.backbone.device
+        settled, device, logits = self._settle(), self.model.backbone.device, None
+        if self.val is not None and self.recipe.finalize.temperature == "auto":
+            logits = self._observe(self.val)
         self.model.head.to(wide_device(device))  # and the features go where the head is
         fit_rows = self.rows.features(self.features(self.rows, "features, training"))
         val_rows = None if self.val is None else self.val.features(self.features(self.val))
+        if val_rows is not None and logits is not None:
+            val_rows = replace(val_rows, logits=logits)
+        weights = self.model.backbone.weights
         head, report = self.model.method.finalize(
             self.model.head, fit_rows, val_rows, self.recipe, self.progress
         )
         self.model.set_head(head.to(device))
+        if weights is not None:
+            weights.fold_temperature(report["temperature"])
         self.model.density = None if isinstance(head, GenerativeHead) else self.density(fit_rows)
-        return report
+        return settled | report
+
+    def _settle(self) -> dict[str, Any]:
+        """Let the method make its distribution over the adapter's weights."""
+        model, settle = self.model, self.model.method.settle
+        if settle is None:
+            return {}
+        parts = Parts(model.backbone, model.head)
+        return settle(parts, self.reader, self.rows, self.val, self.recipe, self.progress)
 
     def density(self, rows: Features) -> Density:
         """Return the class densities of features, in fp32; numbers are of one class."""
@@ -154,6 +188,11 @@ class Session:
         return Density(
             density.means.float().cpu(), density.whitening.float().cpu(), density.present.cpu()
         )
+
+    def _observe(self, rows: Rows) -> LogitDraws | LogitMoments | None:
+        """Return what random adapter weights say of rows; None where the adapter is a point."""
+        observed = self.model.observe_encoded(rows.encoded, progress=self.progress)
+        return None if isinstance(observed, Tensor) else observed
 
     def features(self, rows: Rows, label: str = "") -> Tensor:
         """Return the features of rows ``(N, D)`` on the head's device."""
@@ -169,7 +208,7 @@ class Session:
             rows=self.rows,
             config=self.recipe.train,
             kappa=kappa,
-            seed=self.recipe.seed,
+            seed=self.seed,
             epochs=self.recipe.train.epochs,
         )
 
@@ -242,7 +281,10 @@ class Session:
         self.history, self.best, self.best_tensors = list(history), dict(best), best_tensors
 
     def _run_epoch(self, loop: Loop, advance: Advance) -> dict[str, Any]:
-        row = {"epoch": loop.epoch + 1, **loop.run_epoch(advance)}
+        row: dict[str, Any] = {"epoch": loop.epoch + 1}
+        if self.member:
+            row["member"] = self.member
+        row |= loop.run_epoch(advance)
         return row | self._evaluate_epoch(loop.epoch)
 
     def _train(self, loop: Loop) -> None:
@@ -307,6 +349,7 @@ class Session:
         state: dict[str, Any] = {
             **loop.state(),
             "best": self.best,
+            "member": self.member,
             "kappas": self.kappas,
             "history": self.history,
             "recipe": to_mapping(self.recipe),

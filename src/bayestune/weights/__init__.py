@@ -1,0 +1,29 @@
+"""Distributions over the weights of an adapter, one per file."""
+
+from __future__ import annotations
+
+from bayestune.weights.distribution import Drawing, MixedRowsError, WeightDistribution
+from bayestune.weights.dropout import DropoutWeights, dropout_sites
+from bayestune.weights.gaussian import GaussianWeights
+from bayestune.weights.isotropic import IsotropicWeights
+from bayestune.weights.members import MemberWeights
+from bayestune.weights.point import PointWeights
+from bayestune.weights.scaled import ScaledWeights
+from bayestune.weights.site import Factor, Site, head_site, sites
+
+__all__ = [
+    "Drawing",
+    "DropoutWeights",
+    "Factor",
+    "GaussianWeights",
+    "IsotropicWeights",
+    "MemberWeights",
+    "MixedRowsError",
+    "PointWeights",
+    "ScaledWeights",
+    "Site",
+    "WeightDistribution",
+    "dropout_sites",
+    "head_site",
+    "sites",
+]
