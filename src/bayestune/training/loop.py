@@ -20,10 +20,11 @@ from bayestune.backbone import Reader
 from bayestune.config import TrainConfig
 from bayestune.data import length_grouped_batches
 from bayestune.errors import ConfigError, NumericsError
-from bayestune.finalize import Rows
+from bayestune.finalize import Features, Rows
 from bayestune.methods import Method, Terms
 from bayestune.optim import StiefelAdam, param_groups, step_deviations
 from bayestune.progress import Advance
+from bayestune.training.penalty import confidence, require_point
 
 #: Share of a batch in the running mean of the deviations' fixed point, at the peak of the schedule.
 DEVIATION_RATE = 0.1
@@ -101,6 +102,7 @@ class Loop:
 
     def __post_init__(self) -> None:
         config = self.config
+        require_point(config, self.head)
         groups = param_groups(
             nn.ModuleList([self.reader.backbone, self.head]),
             lr=config.lr,
@@ -183,13 +185,14 @@ class Loop:
             still = self.rows.batch(phi.detach(), batch)
             for _ in range(self.config.head_steps):
                 terms = self.method.loss(self.head, still)
-                self._descend(terms.nll + scale * terms.kl, batch)
+                self._descend(terms.nll + scale * terms.kl + self._penalty(still), batch)
                 self._step_posterior(rate)
                 self.head.zero_grad()
-        terms = self.method.loss(self.head, self.rows.batch(phi, batch))
+        now = self.rows.batch(phi, batch)
+        terms = self.method.loss(self.head, now)
         if weights is not None and weights.has_kl:
             terms = Terms(terms.nll, terms.kl + weights.kl())
-        self._descend(terms.nll + scale * terms.kl, batch)
+        self._descend(terms.nll + scale * terms.kl + self._penalty(now), batch)
         norm = self._clip()
         self.adapter.step()
         if self.config.schedule == "joint":
@@ -201,6 +204,13 @@ class Loop:
             weights.after_step(self.step, self.total_steps)
         # A density per unit of the user's numbers; log 1 = 0 for classes.
         return terms.nll.item() + math.log(self.rows.unit), terms.kl.item(), norm
+
+    def _penalty(self, batch: Features) -> Tensor | float:
+        """Return what the recipe adds to the objective, which is no part of the bound."""
+        smoothing, bonus = self.config.label_smoothing, self.config.entropy_bonus
+        if smoothing == bonus == 0:
+            return 0.0
+        return confidence(self.head(batch.phi), batch, smoothing, bonus)
 
     def _step_posterior(self, rate: float) -> None:
         self.posterior.step()
