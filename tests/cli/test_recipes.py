@@ -26,7 +26,14 @@ def flat(data, prefix: str = "") -> dict[str, object]:
 
 
 def test_names() -> None:
-    assert recipes.names() == ["blob", "encoder", "mle", "polar_vbll", "quickstart"]
+    assert recipes.names() == [
+        "bayesian_lora",
+        "blob",
+        "encoder",
+        "mle",
+        "polar_vbll",
+        "quickstart",
+    ]
 
 
 @pytest.mark.parametrize("name", recipes.names())

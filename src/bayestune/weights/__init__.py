@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from bayestune.weights.distribution import Drawing, WeightDistribution
 from bayestune.weights.gaussian import GaussianWeights
+from bayestune.weights.inducing import InducedWeights, Inducing
 from bayestune.weights.site import Factor, Site, sites
 
-__all__ = ["Drawing", "Factor", "GaussianWeights", "Site", "WeightDistribution", "sites"]
+__all__ = [
+    "Drawing",
+    "Factor",
+    "GaussianWeights",
+    "InducedWeights",
+    "Inducing",
+    "Site",
+    "WeightDistribution",
+    "sites",
+]

@@ -62,3 +62,8 @@ def sites(peft_model: nn.Module, *factors: Factor, adapter: str = "default") -> 
             "has A and B, PoLAR has a core."
         )
     return found
+
+
+def module_name(site: str) -> str:
+    """Return the name under which a module may hold what belongs to a site: one without dots."""
+    return site.replace(".", "-")
