@@ -29,6 +29,7 @@ def test_names() -> None:
     assert recipes.names() == [
         "bayesian_lora",
         "blob",
+        "c_lora",
         "encoder",
         "mle",
         "polar_vbll",

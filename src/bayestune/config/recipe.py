@@ -18,7 +18,7 @@ def _check(ok: bool, key: str, given: object, expected: str) -> None:
 class AdapterConfig:
     """Where and how the backbone is adapted."""
 
-    kind: Literal["polar", "lora"] = "polar"
+    kind: Literal["polar", "lora", "contextual"] = "polar"
     rank: int = 8
     alpha: float = 16.0  # ΔW is scaled by alpha / rank
     dropout: float = 0.0

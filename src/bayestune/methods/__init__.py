@@ -8,12 +8,12 @@ from typing import Any
 
 from bayestune.config import Recipe, from_mapping, merge
 from bayestune.errors import ConfigError, nearest
-from bayestune.methods import bayesian_lora, blob, mle, polar_vbll
+from bayestune.methods import bayesian_lora, blob, c_lora, mle, polar_vbll
 from bayestune.methods.contract import Method, Parts, Terms
 from bayestune.methods.parts import at_mean
 
 METHODS: dict[str, Method] = {
-    m.METHOD.name: m.METHOD for m in (polar_vbll, mle, blob, bayesian_lora)
+    m.METHOD.name: m.METHOD for m in (polar_vbll, mle, blob, bayesian_lora, c_lora)
 }
 
 

@@ -48,7 +48,12 @@ class WeightDistribution(nn.Module):
 
     Args:
         sites: where q acts, by name.
+
+    Attributes:
+        mask: which positions of the current batch are tokens, ``(B, T)``; the backbone sets it.
     """
+
+    mask: Tensor | None = None
 
     #: Whether there is a divergence for the trainer to weigh.
     has_kl: ClassVar[bool] = False
