@@ -8,12 +8,45 @@ from typing import Any
 
 from bayestune.config import Recipe, from_mapping, merge
 from bayestune.errors import ConfigError, nearest
-from bayestune.methods import bayesian_lora, blob, c_lora, mle, polar_vbll
+from bayestune.methods import (
+    bayesian_lora,
+    blob,
+    c_lora,
+    ensemble,
+    last_layer_laplace,
+    lora_vbll,
+    map,
+    mc_dropout,
+    mle,
+    polar_blob,
+    polar_mle,
+    polar_vbll,
+    scalabl,
+    temperature,
+    tfb,
+)
 from bayestune.methods.contract import Method, Parts, Terms
 from bayestune.methods.parts import at_mean
 
 METHODS: dict[str, Method] = {
-    m.METHOD.name: m.METHOD for m in (polar_vbll, mle, blob, bayesian_lora, c_lora)
+    module.METHOD.name: module.METHOD
+    for module in (
+        polar_vbll,
+        lora_vbll,
+        mle,
+        polar_mle,
+        map,
+        temperature,
+        last_layer_laplace,
+        mc_dropout,
+        ensemble,
+        blob,
+        polar_blob,
+        tfb,
+        scalabl,
+        bayesian_lora,
+        c_lora,
+    )
 }
 
 

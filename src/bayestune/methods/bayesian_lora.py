@@ -21,7 +21,8 @@ from bayestune.config import Recipe
 from bayestune.data import Task
 from bayestune.errors import ConfigError
 from bayestune.methods import parts
-from bayestune.methods.contract import Method, Parts
+from bayestune.methods.checks import require_lora, require_point_head, require_positive
+from bayestune.methods.contract import Parts
 from bayestune.weights import InducedWeights, Inducing, sites
 
 
@@ -41,9 +42,7 @@ class Options:
         if self.size < 1 or self.flow < 0:
             given = f"weights.size {self.size}, weights.flow {self.flow}"
             raise ConfigError(f"{given}; expected a size of at least 1 and a flow of 0 or more.")
-        for key in ("prior_scale", "start", "rate"):
-            if not getattr(self, key) > 0:
-                raise ConfigError(f"weights.{key} is {getattr(self, key)}; expected above 0.")
+        require_positive(self, "prior_scale", "start", "rate")
         for key in ("max_std", "max_noise"):
             if not self.start < getattr(self, key) <= 1:
                 raise ConfigError(
@@ -54,10 +53,8 @@ class Options:
 
 def build(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Recipe) -> Parts:
     """Adapt the base and put the posterior over both factors of LoRA."""
-    if recipe.adapter.kind != "lora":
-        raise ConfigError(
-            f"bayesian_lora is about LoRA's two factors; adapter.kind is {recipe.adapter.kind}."
-        )
+    require_lora(recipe)
+    require_point_head(recipe)
     made = parts.build(base, source, tokenizer, task, recipe)
     options = dict(recipe.weights)
     rate = options.pop("rate")
@@ -66,19 +63,12 @@ def build(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Recipe
     return made
 
 
-METHOD = Method(
-    name="bayesian_lora",
-    summary="Both factors of LoRA follow small inducing matrices; 10 passes of the adapted layers",
-    source="arXiv 2601.21003",
+METHOD = parts.compose(
+    "bayesian_lora",
+    "Both factors of LoRA follow small inducing matrices; S passes of the adapted layers",
+    "arXiv 2601.21003",
+    parts.POINT,
+    {"train": {"lr": 2e-3, "kl": 1.0}},
     build=build,
-    loss=parts.loss,
-    finalize=parts.finalize,
-    predict=parts.predict,
-    defaults={
-        "adapter": {"kind": "lora"},
-        "head": {"kind": "linear"},
-        "train": {"lr": 2e-3, "kl": 1.0},
-        "finalize": {"refresh": "none", "temperature": "none"},
-    },
     options=Options,
 )

@@ -22,7 +22,8 @@ from bayestune.config import Recipe
 from bayestune.data import Task
 from bayestune.errors import ConfigError
 from bayestune.methods import parts
-from bayestune.methods.contract import Method, Parts
+from bayestune.methods.checks import require_point_head, require_positive
+from bayestune.methods.contract import Parts
 from bayestune.weights import ContextualWeights, sites
 
 
@@ -37,9 +38,7 @@ class Options:
     rate: float = 1e-3  # learning rate of the deviations' part of the network
 
     def __post_init__(self) -> None:
-        for key in ("prior_std", "rate"):
-            if not getattr(self, key) > 0:
-                raise ConfigError(f"weights.{key} is {getattr(self, key)}; expected above 0.")
+        require_positive(self, "prior_std", "rate")
         if not 0 < self.init_std < 1:
             raise ConfigError(f"weights.init_std is {self.init_std}; expected between 0 and 1.")
 
@@ -51,25 +50,19 @@ def build(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Recipe
             f"c_lora is about the matrix of a contextual LoRA; adapter.kind is "
             f"{recipe.adapter.kind}, expected contextual."
         )
+    require_point_head(recipe)
     made = parts.build(base, source, tokenizer, task, recipe)
     where = sites(made.backbone.peft_model, "context")
     made.backbone.weights = ContextualWeights(where, **recipe.weights)
     return made
 
 
-METHOD = Method(
-    name="c_lora",
-    summary="LoRA with a Gaussian matrix of every token's own inside; 10 passes of adapted layers",
-    source="arXiv 2505.17773",
+METHOD = parts.compose(
+    "c_lora",
+    "LoRA with a Gaussian matrix of every token's own inside; S passes of the adapted layers",
+    "arXiv 2505.17773",
+    parts.POINT,
+    {"adapter": {"kind": "contextual"}, "train": {"kl": 1.0}},
     build=build,
-    loss=parts.loss,
-    finalize=parts.finalize,
-    predict=parts.predict,
-    defaults={
-        "adapter": {"kind": "contextual"},
-        "head": {"kind": "linear"},
-        "train": {"lr": 5e-4, "kl": 1.0},
-        "finalize": {"refresh": "none", "temperature": "none"},
-    },
     options=Options,
 )

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from bayestune.weights.contextual import ContextualWeights
-from bayestune.weights.distribution import Drawing, WeightDistribution
+from bayestune.weights.distribution import Drawing, MixedRowsError, WeightDistribution
+from bayestune.weights.dropout import DropoutWeights, dropout_sites
 from bayestune.weights.gaussian import GaussianWeights
 from bayestune.weights.inducing import InducedWeights, Inducing
-from bayestune.weights.site import Factor, Site, sites
+from bayestune.weights.isotropic import IsotropicWeights
+from bayestune.weights.members import MemberWeights
+from bayestune.weights.point import PointWeights
+from bayestune.weights.scaled import ScaledWeights
+from bayestune.weights.site import Factor, Site, head_site, sites
 
 __all__ = [
     "ContextualWeights",
     "Drawing",
+    "DropoutWeights",
     "Factor",
     "GaussianWeights",
     "InducedWeights",
     "Inducing",
+    "IsotropicWeights",
+    "MemberWeights",
+    "MixedRowsError",
+    "PointWeights",
+    "ScaledWeights",
     "Site",
     "WeightDistribution",
+    "dropout_sites",
+    "head_site",
     "sites",
 ]

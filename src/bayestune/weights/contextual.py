@@ -20,10 +20,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from bayestune.errors import ModelError
 from bayestune.peft import Context
-from bayestune.weights.distribution import Drawing, WeightDistribution
+from bayestune.weights.distribution import Drawing, WeightDistribution, key
 from bayestune.weights.noise import generator
-from bayestune.weights.site import Site, module_name
+from bayestune.weights.site import Site
 
 #: Below this variance a deviation is taken for a constant: its root has no finite slope at 0.
 _LEAST = 1e-20
@@ -80,7 +81,7 @@ class ContextualWeights(WeightDistribution):
             with torch.no_grad():
                 spread.weight.zero_()
                 spread.bias.fill_(math.log(root / (1 - root)))
-            self.spreads[module_name(name)] = spread.to(site.weight.device)
+            self.spreads[key(name)] = spread.to(site.weight.device)
         self._divergences: dict[str, Tensor] = {}
 
     def own_rates(self) -> dict[str, float]:
@@ -93,7 +94,7 @@ class ContextualWeights(WeightDistribution):
 
     def std(self, site: str, u: Tensor) -> Tensor:
         """Return σ for ``u`` ``(..., r)``, ``(..., r, r)``."""
-        root = self.spreads[module_name(site)](self.context(site).units(u)).sigmoid()
+        root = self.spreads[key(site)](self.context(site).units(u)).sigmoid()
         return root.square().unflatten(-1, (u.shape[-1], u.shape[-1]))
 
     def value_std(self, std: Tensor, u: Tensor) -> Tensor:
@@ -106,6 +107,8 @@ class ContextualWeights(WeightDistribution):
 
     def train_forward(self, site: str, x: Tensor, out: Tensor) -> Tensor:
         """Add every token's own noise, and take note of its divergence."""
+        assert self.mask is not None
+        _require_texts(site, x, self.mask.numel())
         std = self.std(site, x)
         centre = torch.eye(x.shape[-1], device=x.device, dtype=x.dtype)
         mean = self.context(site).matrices(x)
@@ -130,17 +133,28 @@ class ContextualWeights(WeightDistribution):
         self._divergences.clear()
 
     def held_forward(self, site: str, x: Tensor, out: Tensor, held: Drawing) -> Tensor:
-        """Add to the blocks after the first noise that is each text's and token's own."""
+        """Add noise that is each text's and token's own, to the blocks after the first."""
+        if not held.draws:
+            return out
         assert held.mask is not None
-        batch, length = held.mask.shape
-        blocks = (-1, batch, length, x.shape[-1])
-        u, value = x.reshape(blocks)[1:], out.reshape(blocks)  # (S, B, T, r), (1 + S, B, T, r)
+        count, here = len(held.draws), held.mask.cpu()
+        _require_texts(site, x, (1 + count if held.blocks else 1) * here.numel())
+        u = x.reshape(-1, *here.shape, x.shape[-1])[-count:]  # (S, B, T, r)
         noise = torch.zeros(u.shape, dtype=u.dtype)
-        here = held.mask.cpu()
         for s, draw in enumerate(held.draws):
-            for b, key in enumerate(held.keys):
-                random = generator(held.seed, draw, site, key)
-                count = int(here[b].sum())
-                noise[s, b, here[b]] = torch.randn(count, u.shape[-1], generator=random).to(u.dtype)
-        noisy = value[1:] + self.value_std(self.std(site, u), u) * noise.to(u.device)
-        return torch.cat([value[:1], noisy]).view(out.shape)
+            for b, (text, tokens) in enumerate(zip(held.keys, here, strict=True)):
+                random = generator(held.seed, draw, site, text)
+                some = torch.randn(int(tokens.sum()), u.shape[-1], generator=random)
+                noise[s, b, tokens] = some.to(noise)
+        added = self.value_std(self.std(site, u), u) * noise.to(u)
+        value = out.reshape(-1, *u.shape[1:])
+        return torch.cat([value[:-count], value[-count:] + added]).view(out.shape)
+
+
+def _require_texts(site: str, x: Tensor, tokens: int) -> None:
+    """Raise ModelError where a map is fed something else than every token of the batch."""
+    if x.shape[:-1].numel() != tokens:
+        raise ModelError(
+            f"C-LoRA needs every token of the batch at {site}, {tokens} of them, and got "
+            f"{tuple(x.shape)}: the layer mixes positions of texts; adapt others."
+        )

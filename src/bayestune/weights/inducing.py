@@ -31,10 +31,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bayestune.geometry.stiefel import wide_dtype
-from bayestune.weights.distribution import WeightDistribution
+from bayestune.weights.distribution import WeightDistribution, key
 from bayestune.weights.flow import AffineFlow
 from bayestune.weights.gaussian import gaussian_kl
-from bayestune.weights.site import Site, module_name
+from bayestune.weights.site import Site
 
 #: Where D starts.
 _SMALL = 1e-3
@@ -185,12 +185,12 @@ class InducedWeights(WeightDistribution):
             spread = 0.0 if name.endswith(".B") else 1.0
             rows, columns = site.weight.shape
             factor = InducedFactor(rows, columns, shape, spread=spread)
-            self.factors[module_name(name)] = factor.to(site.weight.device)
+            self.factors[key(name)] = factor.to(site.weight.device)
         self.train(False)
 
     def factor(self, site: str) -> InducedFactor:
         """Return what a site's weight follows."""
-        return self.factors[module_name(site)]  # pyright: ignore[reportReturnType]
+        return self.factors[key(site)]  # pyright: ignore[reportReturnType]
 
     def own_rates(self) -> dict[str, float]:
         """Return the learning rates of the deviations."""
@@ -201,7 +201,7 @@ class InducedWeights(WeightDistribution):
     def train(self, mode: bool = True) -> InducedWeights:
         """Switch to draws, or write the centre into the adapter's own weights."""
         super().train(mode)
-        if not mode:
+        if not mode and "factors" in self._modules:
             for name, site in self.sites.items():
                 site.weight.copy_(self.factor(name).centre())
         return self
