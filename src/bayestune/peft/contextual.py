@@ -84,8 +84,8 @@ class ContextualDown(nn.Linear):
     def __init__(self, down: nn.Linear, hidden: int) -> None:
         super().__init__(down.in_features, down.out_features, bias=False, device="meta")
         self.weight = down.weight
-        trains, device = down.weight.requires_grad, down.weight.device
-        self.context = Context(down.out_features, hidden).to(device).requires_grad_(trains)
+        self.context = Context(down.out_features, hidden).to(self.weight)
+        self.context.requires_grad_(self.weight.requires_grad)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``E(A x) A x``, ``(..., r)``."""
@@ -118,6 +118,13 @@ class ContextualLoraModel(LoraModel):
         layer.lora_A[adapter_name] = ContextualDown(down, lora_config.hidden)
         # PEFT merges by what this returns, whichever way it is asked to.
         layer.get_delta_weight = _refuse
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        # PEFT looks for the name before the last part only, and a context lies deeper: its file
+        # would hold the name, and load under no other.
+        key = key.replace(f".lora_A.{adapter_name}.context.", ".lora_A.context.")
+        return super()._remove_adapter_name_from_key(key, adapter_name)
 
     def _check_merge_allowed(self) -> None:
         _refuse()

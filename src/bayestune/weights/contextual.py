@@ -81,7 +81,7 @@ class ContextualWeights(WeightDistribution):
             with torch.no_grad():
                 spread.weight.zero_()
                 spread.bias.fill_(math.log(root / (1 - root)))
-            self.spreads[key(name)] = spread.to(site.weight.device)
+            self.spreads[key(name)] = spread.to(site.weight)
         self._divergences: dict[str, Tensor] = {}
 
     def own_rates(self) -> dict[str, float]:

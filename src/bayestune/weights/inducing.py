@@ -185,7 +185,7 @@ class InducedWeights(WeightDistribution):
             spread = 0.0 if name.endswith(".B") else 1.0
             rows, columns = site.weight.shape
             factor = InducedFactor(rows, columns, shape, spread=spread)
-            self.factors[key(name)] = factor.to(site.weight.device)
+            self.factors[key(name)] = factor.to(site.weight)
         self.train(False)
 
     def factor(self, site: str) -> InducedFactor:
