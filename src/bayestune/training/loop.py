@@ -24,7 +24,7 @@ from bayestune.finalize import Features, Rows
 from bayestune.methods import Method, Terms
 from bayestune.optim import DEVIATIONS, StiefelAdam, param_groups, step_deviations
 from bayestune.progress import Advance
-from bayestune.training.penalty import confidence, require_point
+from bayestune.training.penalty import confidence
 
 #: Share of a batch in the running mean of the deviations' fixed point, at the peak of the schedule.
 DEVIATION_RATE = 0.1
@@ -102,7 +102,6 @@ class Loop:
 
     def __post_init__(self) -> None:
         config = self.config
-        require_point(config, self.head)
         groups = param_groups(
             nn.ModuleList([self.reader.backbone, self.head]),
             lr=config.lr,
