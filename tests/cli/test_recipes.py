@@ -27,8 +27,8 @@ def flat(data, prefix: str = "") -> dict[str, object]:
 
 def test_names() -> None:
     assert recipes.names() == [
-        *("blob", "encoder", "ensemble", "map", "mc_dropout", "mle", "polar_blob", "polar_vbll"),
-        *("quickstart", "scalabl", "tfb"),
+        *("bayesian_lora", "blob", "c_lora", "encoder", "ensemble", "map", "mc_dropout", "mle"),
+        *("polar_blob", "polar_vbll", "quickstart", "scalabl", "tfb"),
     ]
 
 

@@ -29,6 +29,8 @@ RANDOM: dict[str, dict[str, Any]] = {
     "tfb": {"weights": {"tolerance": 0.05}},
     "mc_dropout": {"dropout": 0.3},
     "ensemble": {"weights": {"members": 3}},
+    "bayesian_lora": {},
+    "c_lora": {"weights": {"init_std": 0.1}},
 }
 TRAIN = {"lr": 1e-2, "epochs": 6, "targets": "all-linear"}
 
@@ -118,7 +120,7 @@ def test_encoders(name, make, clear, bert_base):
     assert a.epistemic.mean() > 0
 
 
-@pytest.mark.parametrize("name", ["blob", "scalabl", "ensemble"])
+@pytest.mark.parametrize("name", ["blob", "scalabl", "ensemble", "bayesian_lora", "c_lora"])
 def test_an_interrupted_run_ends_as_a_whole_one(name, make, clear, tmp_path):
     import sys
 

@@ -9,7 +9,9 @@ from typing import Any
 from bayestune.config import Recipe, from_mapping, merge
 from bayestune.errors import ConfigError, nearest
 from bayestune.methods import (
+    bayesian_lora,
     blob,
+    c_lora,
     ensemble,
     last_layer_laplace,
     lora_vbll,
@@ -42,6 +44,8 @@ METHODS: dict[str, Method] = {
         polar_blob,
         tfb,
         scalabl,
+        bayesian_lora,
+        c_lora,
     )
 }
 
