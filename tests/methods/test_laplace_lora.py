@@ -223,7 +223,7 @@ def test_held_out_rows_choose_a_factor_on_the_evidences(make, clear_test) -> Non
     # Where the mean is sure of what it gets wrong, held-out rows ask for more variance.
     wrong = Task.from_rows(topic_rows(300, 5, wrong=0.6), like=NOISY)
     assert settled_again(model, wrong, precision="held_out")["factor"] < 1
-    with pytest.raises(ConfigError, match="weights"):
+    with pytest.raises(ConfigError, match=r"weights\.precision=held_out"):
         fit(
             make("laplace_lora", labels=NOISY, kl=0.0, weights={"precision": "held_out"}),
             NOISY,

@@ -106,7 +106,7 @@ class Method:
         summary: one line for ``bayestune methods``.
         source: the paper.
         settle: makes the adapter's weights random after training, where it does.
-        needs_held_out: whether a recipe leaves it a choice by held-out rows.
+        open_choices: what a recipe leaves `settle` to choose by held-out rows, in words for people.
         defaults: recipe values where they differ from the recipe's own.
         options: a frozen dataclass of the keys in its section ``weights``.
     """
@@ -119,6 +119,6 @@ class Method:
     finalize: Finalize
     predict: Predict
     settle: Settle | None = None
-    needs_held_out: Callable[[Recipe], bool] = lambda recipe: False
+    open_choices: Callable[[Recipe], list[str]] = lambda recipe: []
     defaults: Mapping[str, Any] = field(default_factory=dict)
     options: type = NoOptions

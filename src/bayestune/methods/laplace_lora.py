@@ -82,9 +82,10 @@ def build(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Recipe
     return made
 
 
-def needs_held_out(recipe: Recipe) -> bool:
-    """Return whether a recipe leaves the precision to held-out rows."""
-    return recipe.weights["precision"] == "held_out"
+def open_choices(recipe: Recipe) -> list[str]:
+    """Return what a recipe leaves to held-out rows."""
+    held_out = recipe.weights["precision"] == "held_out"
+    return ["weights.precision=held_out"] if held_out else []
 
 
 def settle(
@@ -178,6 +179,6 @@ METHOD = pieces.compose(
     pieces.POINT,
     build=build,
     settle=settle,
-    needs_held_out=needs_held_out,
+    open_choices=open_choices,
     options=Options,
 )

@@ -20,6 +20,6 @@ METHOD = parts.compose(
     parts.POLAR,
     build=laplace_lora.build,
     settle=laplace_lora.settle,
-    needs_held_out=laplace_lora.needs_held_out,
+    open_choices=laplace_lora.open_choices,
     options=laplace_lora.Options,
 )

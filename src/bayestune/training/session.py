@@ -16,6 +16,7 @@ from bayestune.data import Task
 from bayestune.errors import ModelError
 from bayestune.finalize import Features, Rows
 from bayestune.head import GenerativeHead
+from bayestune.head.precision import wide_device
 from bayestune.methods import Parts
 from bayestune.metrics import Density, fit_density
 from bayestune.model import BayesModel
@@ -28,7 +29,7 @@ from bayestune.training.choose import candidates, delivered_losses, largest, rac
 from bayestune.training.loop import Loop
 from bayestune.training.members import optimise_members
 from bayestune.training.resume import Found, candidate, interrupted, proceed, save_state
-from bayestune.training.rows import prepare
+from bayestune.training.rows import prepare, start
 from bayestune.training.run import CHECKPOINT, RACE, Journal, Run
 from bayestune.weights import MemberWeights
 
@@ -130,8 +131,7 @@ class Session:
             # Features as training starts set the units of prior, posterior and rates.
             some = list(range(0, len(self.rows), max(1, len(self.rows) // 512)))
             phi = self.reader.features(self.rows.encoded.select(some))
-            first = self.rows.batch(phi.to(self.model.backbone.device), some)
-            self.model.head.start(first.phi, first.labels, first.weights)  # pyright: ignore[reportCallIssue]
+            start(self.model.head, self.rows, phi, some)
             loop = self._race(candidates(self.model), found)
             if loop.epoch > 0:
                 save_state(self, loop, CHECKPOINT)
@@ -140,16 +140,19 @@ class Session:
 
     def finalize(self) -> dict[str, Any]:
         """Finish the posterior and fit the density on cached features; return what was chosen."""
-        settled = self._settle()
+        settled, device, logits = self._settle(), self.model.backbone.device, None
+        if self.val is not None and self.recipe.finalize.temperature == "auto":
+            logits = self._observe(self.val)
+        self.model.head.to(wide_device(device))  # and the features go where the head is
         fit_rows = self.rows.features(self.features(self.rows, "features, training"))
         val_rows = None if self.val is None else self.val.features(self.features(self.val))
-        if self.val is not None and val_rows and self.recipe.finalize.temperature == "auto":
-            val_rows = replace(val_rows, logits=self._observe(self.val))
+        if val_rows is not None and logits is not None:
+            val_rows = replace(val_rows, logits=logits)
         weights = self.model.backbone.weights
         head, report = self.model.method.finalize(
             self.model.head, fit_rows, val_rows, self.recipe, self.progress
         )
-        self.model.set_head(head)
+        self.model.set_head(head.to(device))
         if weights is not None:
             weights.fold_temperature(report["temperature"])
         self.model.density = None if isinstance(head, GenerativeHead) else self.density(fit_rows)

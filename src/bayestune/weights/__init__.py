@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bayestune.weights.contextual import ContextualWeights
 from bayestune.weights.distribution import Drawing, MixedRowsError, WeightDistribution
 from bayestune.weights.dropout import DropoutWeights, dropout_sites
 from bayestune.weights.gaussian import GaussianWeights
+from bayestune.weights.inducing import InducedWeights, Inducing
 from bayestune.weights.isotropic import IsotropicWeights
 from bayestune.weights.laplace import LaplaceWeights
 from bayestune.weights.members import MemberWeights
@@ -13,10 +15,13 @@ from bayestune.weights.scaled import ScaledWeights
 from bayestune.weights.site import Factor, Site, head_site, sites
 
 __all__ = [
+    "ContextualWeights",
     "Drawing",
     "DropoutWeights",
     "Factor",
     "GaussianWeights",
+    "InducedWeights",
+    "Inducing",
     "IsotropicWeights",
     "LaplaceWeights",
     "MemberWeights",

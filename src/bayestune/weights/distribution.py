@@ -51,7 +51,12 @@ class WeightDistribution(nn.Module):
 
     Args:
         sites: where q acts, by name.
+
+    Attributes:
+        mask: which positions of the current batch are tokens, ``(B, T)``; the backbone sets it.
     """
+
+    mask: Tensor | None = None
 
     #: Whether anything is; a prior around a point is a distribution, too.
     is_random: ClassVar[bool] = True
@@ -59,6 +64,8 @@ class WeightDistribution(nn.Module):
     has_kl: ClassVar[bool] = False
     #: Whether it steps along its divergence itself, apart from the loss; see `own_step`.
     steps_itself: bool = False
+    #: What a prediction runs, of which `default_draws` is S.
+    passes: ClassVar[str] = "1 + S through the adapted layers"
     #: Draws of a prediction unless the recipe says how many.
     default_draws: ClassVar[int] = 10
 
