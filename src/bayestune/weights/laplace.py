@@ -46,6 +46,8 @@ class LaplaceWeights(WeightDistribution):
         columns: most eigenvectors of the larger of a site's two factors.
     """
 
+    passes = "1, and K backward through the adapted layers"
+
     def __init__(self, sites: Mapping[str, Site], *, columns: int) -> None:
         super().__init__(sites)
         self.columns = columns
