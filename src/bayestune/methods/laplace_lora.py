@@ -49,7 +49,7 @@ class Options:
 
     #: τ of every weight. evidence: where the marginal likelihood of the training labels is largest;
     #: held_out: a factor on that, by held-out likelihood
-    precision: float | Literal["evidence", "held_out"] = "evidence"
+    precision: float | Literal["evidence", "held_out"] = "held_out"
     groups: Literal["shared", "layer"] = "shared"  # weights that share one precision
     columns: int = 16  # most eigenvectors of a site's larger Kronecker factor
     head: bool = False  # the last layer is random too
