@@ -8,11 +8,11 @@ from typing import Any
 
 from bayestune.config import Recipe, from_mapping, merge
 from bayestune.errors import ConfigError, nearest
-from bayestune.methods import blob, mle, polar_vbll
+from bayestune.methods import blob, mle, polar_vbll, swag
 from bayestune.methods.contract import Method, Parts, Terms
 from bayestune.methods.parts import at_mean
 
-METHODS: dict[str, Method] = {m.METHOD.name: m.METHOD for m in (polar_vbll, mle, blob)}
+METHODS: dict[str, Method] = {m.METHOD.name: m.METHOD for m in (polar_vbll, mle, blob, swag)}
 
 
 def get(name: str) -> Method:
@@ -39,10 +39,14 @@ def checked(recipe: Recipe) -> Recipe:
     """Return a recipe with its method's own options complete.
 
     Raises:
-        ConfigError: for an unknown method, an option that it does not have or a wrong value.
+        ConfigError: for an unknown method, an option that it does not have, a wrong value or what
+            the method does not do.
     """
-    options = from_mapping(recipe.weights, get(recipe.method).options, "weights.")
-    return replace(recipe, weights=asdict(options))
+    method = get(recipe.method)
+    options = from_mapping(recipe.weights, method.options, "weights.")
+    recipe = replace(recipe, weights=asdict(options))
+    method.check(recipe)
+    return recipe
 
 
 __all__ = ["METHODS", "Method", "Parts", "Terms", "at_mean", "checked", "get", "recipe"]

@@ -97,6 +97,16 @@ class Predict(Protocol):
     ) -> Predictive | RegressionPredictive: ...
 
 
+class Check(Protocol):
+    """Raise ConfigError where a recipe asks for what a method does not do."""
+
+    def __call__(self, recipe: Recipe) -> None: ...
+
+
+def anything(recipe: Recipe) -> None:
+    """Accept every recipe."""
+
+
 @dataclass(frozen=True)
 class Method:
     """One way to fine-tune: a composition of adapter, head, objective, finaliser and predictor.
@@ -106,6 +116,7 @@ class Method:
         summary: one line for ``bayestune methods``.
         source: the paper.
         settle: makes the adapter's weights random after training, where it does.
+        check: refuses recipes, before anything is loaded.
         defaults: recipe values where they differ from the recipe's own.
         options: a frozen dataclass of the keys in its section ``weights``.
     """
@@ -118,5 +129,6 @@ class Method:
     finalize: Finalize
     predict: Predict
     settle: Settle | None = None
+    check: Check = anything
     defaults: Mapping[str, Any] = field(default_factory=dict)
     options: type = NoOptions

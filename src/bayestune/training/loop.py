@@ -130,11 +130,11 @@ class Loop:
         return self.epochs * self.steps_per_epoch
 
     def rate(self, step: int) -> float:
-        """Return the share of the peak rate at a step: a linear rise, then a linear fall."""
+        """Return the share of the peak rate at a step: a linear rise, then a fall to the floor."""
         warm = max(1, round(self.config.warmup * self.total_steps))
         if step < warm:
             return (step + 1) / warm
-        return max(0.0, (self.total_steps - step) / max(1, self.total_steps - warm))
+        return max(self.config.floor, (self.total_steps - step) / max(1, self.total_steps - warm))
 
     def batches(self) -> Iterator[list[int]]:
         """Yield the batches of the current epoch that are still to come."""

@@ -293,7 +293,8 @@ class Session:
         row |= self._validate(self.val)
         if not self.best or row["val_nll"] < self.best["val_nll"]:
             self.best = {"epoch": epoch, "val_nll": row["val_nll"]}
-            self.best_tensors = trainable(self.model.backbone, self.model.head)
+            if self.recipe.train.keep == "best":
+                self.best_tensors = trainable(self.model.backbone, self.model.head)
         return row
 
     def _validate(self, val: Rows) -> dict[str, float]:

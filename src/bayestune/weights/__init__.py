@@ -5,5 +5,14 @@ from __future__ import annotations
 from bayestune.weights.distribution import Drawing, WeightDistribution
 from bayestune.weights.gaussian import GaussianWeights
 from bayestune.weights.site import Factor, Site, sites
+from bayestune.weights.swag import SwagWeights
 
-__all__ = ["Drawing", "Factor", "GaussianWeights", "Site", "WeightDistribution", "sites"]
+__all__ = [
+    "Drawing",
+    "Factor",
+    "GaussianWeights",
+    "Site",
+    "SwagWeights",
+    "WeightDistribution",
+    "sites",
+]

@@ -178,3 +178,8 @@ class _Hook:
         if weights.training:
             return weights.train_forward(self.site, x, out)
         return weights.mean_forward(self.site, x, out)
+
+
+def module_key(site: str) -> str:
+    """Return the name under which a module may hold what belongs to a site."""
+    return site.replace(".", "-")

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from bayestune.weights.distribution import WeightDistribution
+from bayestune.weights.distribution import WeightDistribution, module_key
 from bayestune.weights.site import Site
 
 
@@ -72,7 +72,7 @@ class GaussianWeights(WeightDistribution):
         self.roots = nn.ParameterDict()
         for name, site in self.sites.items():
             root = torch.empty_like(site.weight).uniform_(init_std / math.sqrt(2), init_std)
-            self.roots[_key(name)] = nn.Parameter(root)
+            self.roots[module_key(name)] = nn.Parameter(root)
 
     def own_rates(self) -> dict[str, float]:
         """Return the learning rate of every parameter."""
@@ -80,7 +80,7 @@ class GaussianWeights(WeightDistribution):
 
     def std(self, site: str) -> Tensor:
         """Return Ω of a site, ``(out, in)``; the sign of G does not matter."""
-        return self.roots[_key(site)].square()
+        return self.roots[module_key(site)].square()
 
     def draw(self, site: str, random: torch.Generator) -> Tensor:
         """Return ``Ω ∘ E``, ``(out, in)``."""
@@ -98,8 +98,3 @@ class GaussianWeights(WeightDistribution):
             for name, site in self.sites.items()
         ]
         return torch.stack(each).sum()
-
-
-def _key(site: str) -> str:
-    """Return the name under which a module may hold what belongs to a site."""
-    return site.replace(".", "-")
