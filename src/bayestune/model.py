@@ -240,9 +240,10 @@ class BayesModel:
         """Return what `observe` does, of encoded texts."""
         weights, samples = self.backbone.weights, self.recipe.predict.samples
         reader = self.reader()
-        if weights is None or samples == 0:
+        draws = 0 if weights is None or not weights.is_random else samples
+        if weights is None or draws == 0:
             return reader.features(encoded, batch_size, progress=progress)
-        draws = weights.default_draws if samples == "auto" else int(samples)
+        draws = weights.default_draws if draws == "auto" else int(draws)
         seed = self.recipe.seed
         return weights.observe(reader, self.head, encoded, draws, seed, batch_size, progress)
 

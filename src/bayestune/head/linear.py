@@ -26,6 +26,7 @@ class LinearHead(nn.Module):
         rows: initial weights, ``(K, D)``; zeros, hence equal probabilities, where absent.
         feature_energy: E‖h‖² where it is known already; see `set_feature_energy`.
         noise: what is around a number; None for classes.
+        prior_scale: of the Gaussian prior of a MAP estimate; None without one.
 
     Attributes:
         weight: parameter, ``(K, D)``.
@@ -48,10 +49,11 @@ class LinearHead(nn.Module):
         rows: Tensor | None = None,
         feature_energy: float | None = None,
         noise: Noise | None = None,
+        prior_scale: float | None = None,
     ) -> None:
         super().__init__()
         self.in_features, self.num_classes = in_features, num_classes
-        self.noise = noise
+        self.noise, self.prior_scale = noise, prior_scale
         self.weight = nn.Parameter(checks.starting_rows(rows, num_classes, in_features))
         self.register_buffer("feature_energy", torch.tensor(math.nan))
         if feature_energy is not None:
@@ -113,8 +115,13 @@ class LinearHead(nn.Module):
         return log_likelihood if weights is None else weights * log_likelihood
 
     def kl(self) -> Tensor:
-        """Return 0: a point has no posterior to compare, unless its noise has one."""
-        return self.weight.new_zeros(()) if self.noise is None else self.noise.kl()
+        """Return ``‖W‖² / 2σ₀²``, 0 without a prior; and the divergence of the noise, if any."""
+        penalty = self.weight.new_zeros(())
+        if self.prior_scale is not None:
+            measured = energy.known(self.feature_energy)
+            variance = energy.prior_variance(measured, self.num_classes, self.prior_scale)
+            penalty = self.weight.square().sum() / (2 * variance)
+        return penalty if self.noise is None else penalty + self.noise.kl()
 
     def update_prior(self) -> None:
         """Do nothing: a point has no prior."""

@@ -8,11 +8,44 @@ from typing import Any
 
 from bayestune.config import Recipe, from_mapping, merge
 from bayestune.errors import ConfigError, nearest
-from bayestune.methods import blob, mle, polar_vbll, swag
+from bayestune.methods import (
+    blob,
+    ensemble,
+    last_layer_laplace,
+    lora_vbll,
+    map,
+    mc_dropout,
+    mle,
+    polar_blob,
+    polar_mle,
+    polar_vbll,
+    scalabl,
+    swag,
+    temperature,
+    tfb,
+)
 from bayestune.methods.contract import Method, Parts, Terms
 from bayestune.methods.parts import at_mean
 
-METHODS: dict[str, Method] = {m.METHOD.name: m.METHOD for m in (polar_vbll, mle, blob, swag)}
+METHODS: dict[str, Method] = {
+    module.METHOD.name: module.METHOD
+    for module in (
+        polar_vbll,
+        lora_vbll,
+        mle,
+        polar_mle,
+        map,
+        temperature,
+        last_layer_laplace,
+        mc_dropout,
+        ensemble,
+        blob,
+        polar_blob,
+        tfb,
+        scalabl,
+        swag,
+    )
+}
 
 
 def get(name: str) -> Method:

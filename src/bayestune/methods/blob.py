@@ -13,14 +13,14 @@ Source: Wang et al. 2024 (arXiv 2406.11675).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from bayestune.backbone import Base, Source
 from bayestune.config import Recipe
 from bayestune.data import Task
-from bayestune.errors import ConfigError
 from bayestune.methods import parts
-from bayestune.methods.contract import Method, Parts
+from bayestune.methods.checks import require_point_head, require_positive
+from bayestune.methods.contract import Parts
 from bayestune.weights import GaussianWeights, sites
 
 
@@ -31,37 +31,36 @@ class Options:
     prior_std: float = 0.2  # σ_p; larger lets weights be larger and less certain
     init_std: float = 0.05  # ε: deviations start between ε²/2 and ε²
     rate: float = 1e-2  # learning rate of G, whose square is the deviation
+    kl_weight: Literal["elbo", "cycle"] = "elbo"  # cycle: 1/M, rising in cycles, as published
+    kl_step: Literal["joint", "sgd"] = "joint"  # sgd: by an optimiser of its own, as published
 
     def __post_init__(self) -> None:
-        for key in ("prior_std", "init_std", "rate"):
-            if not getattr(self, key) > 0:
-                raise ConfigError(f"weights.{key} is {getattr(self, key)}; expected above 0.")
+        require_positive(self, "prior_std", "init_std", "rate")
 
 
 def build(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Recipe) -> Parts:
     """Adapt the base and put a Gaussian over LoRA's A, or over PoLAR's core."""
+    require_point_head(recipe)
     made = parts.build(base, source, tokenizer, task, recipe)
     options = Options(**recipe.weights)
     where = sites(made.backbone.peft_model, "A" if recipe.adapter.kind == "lora" else "core")
     made.backbone.weights = GaussianWeights(
-        where, prior_std=options.prior_std, init_std=options.init_std, rate=options.rate
+        where,
+        prior_std=options.prior_std,
+        init_std=options.init_std,
+        rate=options.rate,
+        cycle=options.kl_weight == "cycle",
+        steps_itself=options.kl_step == "sgd",
     )
     return made
 
 
-METHOD = Method(
-    name="blob",
-    summary="Gaussian over LoRA's A, learnt by backpropagation; 10 passes of the adapted layers",
-    source="arXiv 2406.11675",
+METHOD = parts.compose(
+    "blob",
+    "Gaussian over LoRA's A, learnt by backpropagation; S passes of the adapted layers",
+    "arXiv 2406.11675",
+    parts.POINT,
+    {"train": {"kl": 1.0}},
     build=build,
-    loss=parts.loss,
-    finalize=parts.finalize,
-    predict=parts.predict,
-    defaults={
-        "adapter": {"kind": "lora"},
-        "head": {"kind": "linear"},
-        "train": {"lr": 5e-4, "kl": 1.0},
-        "finalize": {"refresh": "none", "temperature": "none"},
-    },
     options=Options,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bayestune.backbone import Base, Source, adapt, output_rows
-from bayestune.config import PredictConfig, Recipe
+from bayestune.config import PredictConfig, Recipe, merge
 from bayestune.data import Example, Task, label_token_ids, render
 from bayestune.errors import ConfigError
 from bayestune.finalize import (
@@ -30,14 +30,39 @@ from bayestune.finalize import (
     to_generative,
 )
 from bayestune.head import GaussianHead, GenerativeHead, LinearHead, Noise, OrdinalHead
-from bayestune.methods.contract import Parts, Terms
+from bayestune.methods.contract import Method, Parts, Terms
 from bayestune.posterior.observed import LogitDraws, LogitMoments, Observed
 from bayestune.posterior.predictive import Predictive
 from bayestune.posterior.regression import RegressionPredictive
 from bayestune.progress import Progress, silent
 
+#: Recipe values of a LoRA adapter under a linear head, trained by maximum likelihood.
+POINT: dict[str, Any] = {
+    "adapter": {"kind": "lora"},
+    "head": {"kind": "linear"},
+    "train": {"lr": 5e-4, "kl": 0.0},
+    "finalize": {"refresh": "none", "temperature": "none"},
+}
+#: The learning rate that suits PoLAR.
+POLAR: dict[str, Any] = {"adapter": {"kind": "polar"}, "train": {"lr": 2e-3}}
 #: Pairs of classes (B, K, K) predicted at once.
 _PAIRS = 2**24
+
+
+def compose(
+    name: str, summary: str, source: str, *defaults: Mapping[str, Any], **own: Any
+) -> Method:
+    """Return a method made of the pieces in this file, but for what is its own.
+
+    Args:
+        name: what ``--method`` takes.
+        summary: one line.
+        source: the paper.
+        *defaults: recipe values, later ones winning.
+        **own: functions (and ``options``) of the method's own.
+    """
+    pieces = {"build": build, "loss": loss, "finalize": finalize, "predict": predict}
+    return Method(name, summary, source, **pieces | own, defaults=merge(*defaults))
 
 
 def build(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Recipe) -> Parts:

@@ -12,14 +12,9 @@ Source: Xiang, Li and Lu 2026 (arXiv 2604.03388); PoLAR: arXiv 2506.03133; VBLL:
 from __future__ import annotations
 
 from bayestune.methods import parts
-from bayestune.methods.contract import Method
 
-METHOD = Method(
-    name="polar_vbll",
-    summary="PoLAR adapters and a variational Bayesian last layer; uncertainty in one pass",
-    source="arXiv 2604.03388",
-    build=parts.build,
-    loss=parts.loss,
-    finalize=parts.finalize,
-    predict=parts.predict,
+METHOD = parts.compose(
+    "polar_vbll",
+    "PoLAR adapters and a variational Bayesian last layer; uncertainty in one pass",
+    "arXiv 2604.03388",
 )

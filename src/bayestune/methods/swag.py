@@ -21,10 +21,11 @@ from bayestune.config import Recipe
 from bayestune.data import Task
 from bayestune.errors import ConfigError
 from bayestune.finalize import Rows
-from bayestune.methods import all_weights, parts
-from bayestune.methods.contract import Method, Parts
+from bayestune.methods import parts as pieces
+from bayestune.methods.checks import require_classes, require_lora, require_point_head
+from bayestune.methods.contract import Parts
 from bayestune.progress import Progress, silent
-from bayestune.weights import SwagWeights
+from bayestune.weights import SwagWeights, head_site, sites, spread
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Options:
 
 def check(recipe: Recipe) -> None:
     """Refuse what is not LoRA with a linear head, trained to the end."""
-    all_weights.check(recipe)
+    require_lora(recipe)
+    require_point_head(recipe)
     if recipe.train.keep != "last" or recipe.train.patience > 0:
         raise ConfigError(
             "swag averages the end of training, not its best epoch: use train.keep=last and "
@@ -60,17 +62,12 @@ def check(recipe: Recipe) -> None:
 
 def build(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Recipe) -> Parts:
     """Adapt the base and keep the moments of all that is trained."""
-    made, where = all_weights.build(base, source, tokenizer, task, recipe)
-    options = Options(**recipe.weights)
-    made.backbone.weights = SwagWeights(
-        where,
-        start=options.start,
-        snapshots=options.snapshots,
-        columns=options.columns,
-        scale=options.scale,
-        head=all_weights.HEAD,
-    )
-    return made
+    require_classes(recipe, task)
+    backbone, head = pieces.build(base, source, tokenizer, task, recipe)
+    head = head.to(backbone.device)
+    where = sites(backbone.peft_model, "A", "B") | head_site(head)
+    backbone.weights = SwagWeights(where, **recipe.weights)
+    return Parts(backbone, head)
 
 
 def settle(
@@ -85,25 +82,17 @@ def settle(
     weights = parts.backbone.weights
     assert isinstance(weights, SwagWeights)
     weights.take_mean()
-    count = int(weights.path(all_weights.HEAD).count)
-    return {"snapshots": count, "std": all_weights.deviations(weights.std, weights.sites)}
+    return {"snapshots": weights.collected, "std": spread(weights.std, weights.sites)}
 
 
-METHOD = Method(
-    name="swag",
-    summary="Gaussian over LoRA and head, from the path of training; 10 passes of adapted layers",
-    source="arXiv 2405.03425",
+METHOD = pieces.compose(
+    "swag",
+    "Gaussian over LoRA and head from the path of training; S passes of the adapted layers",
+    "arXiv 2405.03425",
+    pieces.POINT,
+    {"train": {"floor": 0.5, "keep": "last"}},
     build=build,
-    loss=parts.loss,
     settle=settle,
-    finalize=parts.finalize,
-    predict=parts.predict,
     check=check,
-    defaults={
-        "adapter": {"kind": "lora"},
-        "head": {"kind": "linear"},
-        "train": {"lr": 5e-4, "kl": 0.0, "floor": 0.5, "keep": "last"},
-        "finalize": {"refresh": "none", "temperature": "none"},
-    },
     options=Options,
 )

@@ -12,6 +12,9 @@ from torch import nn
 from bayestune.errors import ConfigError, nearest
 from bayestune.optim.checks import CORE_STEPS, MANIFOLDS
 
+#: Name of the groups of parameters with step sizes of their own.
+DEVIATIONS = "deviations"
+
 
 def param_groups(
     model: nn.Module,
@@ -95,7 +98,7 @@ def param_groups(
         for name, options in own.items()
     ]
     groups += [
-        {"name": "deviations", "params": parameters, "lr": rate, "weight_decay": 0.0}
+        {"name": DEVIATIONS, "params": parameters, "lr": rate, "weight_decay": 0.0}
         for rate, parameters in sorted(own_rates.items())
     ]
     for factor, parameters in sorted(head.items(), reverse=True):

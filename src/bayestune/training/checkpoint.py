@@ -16,7 +16,8 @@ from bayestune.files import checksum, new_folder, read_json, verify, write_json
 
 _STATE = "state.json"
 _TENSORS = "tensors.safetensors"
-_KEYS = {"step", "epoch", "kappa", "kappas", "best", "history", "recipe", "facts", "checksums"}
+_KEYS = {"step", "epoch", "kappa", "kappas", "best", "history", "member", "recipe"}
+_KEYS |= {"facts", "checksums"}
 
 
 def trainable(backbone: nn.Module, head: nn.Module) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from bayestune.data import length_grouped_batches
 from bayestune.errors import ConfigError, NumericsError
 from bayestune.finalize import Rows
 from bayestune.methods import Method, Terms
-from bayestune.optim import StiefelAdam, param_groups, step_deviations
+from bayestune.optim import DEVIATIONS, StiefelAdam, param_groups, step_deviations
 from bayestune.progress import Advance
 
 #: Share of a batch in the running mean of the deviations' fixed point, at the peak of the schedule.
@@ -112,6 +112,9 @@ class Loop:
         of_adapter = [g for g in groups if not g["name"].startswith("head")]
         for group in groups:
             group["peak"] = group["lr"]
+        weights = self.reader.backbone.weights
+        if weights is not None and weights.steps_itself:
+            of_adapter = [g for g in of_adapter if g["name"] != DEVIATIONS]
         self.adapter = StiefelAdam(of_adapter)
         if config.deviations == "natural":
             own = natural_deviations(self.head, self.kappa)
@@ -178,7 +181,7 @@ class Loop:
                 group["lr"] = group["peak"] * rate
         phi = self.reader.batch(self.rows.encoded, batch)  # (B, D)
         scale = self.kappa / len(self.rows)
-        weights = self.reader.backbone.weights
+        weights, own = self.reader.backbone.weights, 0.0
         if self.config.schedule == "alternate":
             still = self.rows.batch(phi.detach(), batch)
             for _ in range(self.config.head_steps):
@@ -187,11 +190,17 @@ class Loop:
                 self._step_posterior(rate)
                 self.head.zero_grad()
         terms = self.method.loss(self.head, self.rows.batch(phi, batch))
+        loss = terms.nll + scale * terms.kl
         if weights is not None and weights.has_kl:
-            terms = Terms(terms.nll, terms.kl + weights.kl())
-        self._descend(terms.nll + scale * terms.kl, batch)
+            own = self.kappa * weights.kl_weight(self.step, len(self.rows), self.config.batch_size)
+            kl = weights.kl()
+            terms = Terms(terms.nll, terms.kl + kl.detach())
+            loss = loss if weights.steps_itself else loss + own * kl
+        self._descend(loss, batch)
         norm = self._clip()
         self.adapter.step()
+        if weights is not None and weights.steps_itself:
+            weights.own_step(own, rate)
         if self.config.schedule == "joint":
             self._step_posterior(rate)
         self.adapter.zero_grad()
@@ -220,7 +229,7 @@ class Loop:
 
     def _clip(self) -> float:
         # Deviations of adapter weights have gradients of another size, from the KL.
-        groups = [g for g in self.adapter.param_groups if g["name"] != "deviations"]
+        groups = [g for g in self.adapter.param_groups if g["name"] != DEVIATIONS]
         parameters = [p for g in groups for p in g["params"]]
         limit = self.config.clip or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))

@@ -37,8 +37,10 @@ from bayestune.training.checkpoint import (
 )
 from bayestune.training.choose import candidates, delivered_losses, largest, race_epochs
 from bayestune.training.loop import Loop
+from bayestune.training.members import optimise_members
 from bayestune.training.rows import prepare
 from bayestune.training.run import CHECKPOINT, RACE, Journal, Run
+from bayestune.weights import MemberWeights
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +83,13 @@ class Session:
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {}
         self.best_tensors: dict[str, Tensor] = {}
+        self.member = 0  # of an ensemble
         self.losses = torch.empty(0)  # of the held-out rows, as last validated
+
+    @property
+    def seed(self) -> int:
+        """The seed of the training in progress; members of runs with near seeds have their own."""
+        return self.recipe.seed + 1009 * self.member
 
     def run(self, *, resume: bool, overwrite: bool, started: float) -> Run:
         """Do all steps in order; see `fit`."""
@@ -119,11 +127,19 @@ class Session:
             found: states to continue from: of the training, or of candidates for the KL weight.
         """
         self._fill_cache()
+        weights = self.model.backbone.weights
+        if isinstance(weights, MemberWeights):
+            optimise_members(self, weights, found)
+        else:
+            self.optimise_one(found)
+
+    def optimise_one(self, found: Mapping[str, Found]) -> None:
+        """Train the model, or the member of an ensemble that it is now, to the last epoch."""
         if CHECKPOINT in found:
             loop = self._continue(*found[CHECKPOINT])
             self.journal.truncate(self.history)
         else:
-            torch.manual_seed(self.recipe.seed)
+            torch.manual_seed(self.seed)
             # Features as training starts set the units of prior, posterior and rates.
             some = list(range(0, len(self.rows), max(1, len(self.rows) // 512)))
             phi = self.reader.features(self.rows.encoded.select(some))
@@ -189,7 +205,7 @@ class Session:
             rows=self.rows,
             config=self.recipe.train,
             kappa=kappa,
-            seed=self.recipe.seed,
+            seed=self.seed,
             epochs=self.recipe.train.epochs,
         )
 
@@ -262,7 +278,10 @@ class Session:
         self.history, self.best, self.best_tensors = list(history), dict(best), best_tensors
 
     def _run_epoch(self, loop: Loop, advance: Advance) -> dict[str, Any]:
-        row = {"epoch": loop.epoch + 1, **loop.run_epoch(advance)}
+        row: dict[str, Any] = {"epoch": loop.epoch + 1}
+        if self.member:
+            row["member"] = self.member
+        row |= loop.run_epoch(advance)
         return row | self._evaluate_epoch(loop.epoch)
 
     def _train(self, loop: Loop) -> None:
@@ -328,6 +347,7 @@ class Session:
         state: dict[str, Any] = {
             **loop.state(),
             "best": self.best,
+            "member": self.member,
             "kappas": self.kappas,
             "history": self.history,
             "recipe": to_mapping(self.recipe),

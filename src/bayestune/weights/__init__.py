@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from bayestune.weights.distribution import Drawing, WeightDistribution
+from bayestune.weights.dropout import DropoutWeights, dropout_sites
 from bayestune.weights.gaussian import GaussianWeights
-from bayestune.weights.site import Factor, Site, sites
+from bayestune.weights.isotropic import IsotropicWeights
+from bayestune.weights.members import MemberWeights
+from bayestune.weights.point import PointWeights
+from bayestune.weights.scaled import ScaledWeights
+from bayestune.weights.site import Factor, Site, head_site, sites
+from bayestune.weights.spread import spread
 from bayestune.weights.swag import SwagWeights
 
 __all__ = [
     "Drawing",
+    "DropoutWeights",
     "Factor",
     "GaussianWeights",
+    "IsotropicWeights",
+    "MemberWeights",
+    "PointWeights",
+    "ScaledWeights",
     "Site",
     "SwagWeights",
     "WeightDistribution",
+    "dropout_sites",
+    "head_site",
     "sites",
+    "spread",
 ]

@@ -50,14 +50,19 @@ class WeightDistribution(nn.Module):
         sites: where q acts, by name.
     """
 
+    #: Whether anything is; a prior around a point is a distribution, too.
+    is_random: ClassVar[bool] = True
     #: Whether there is a divergence for the trainer to weigh.
     has_kl: ClassVar[bool] = False
+    #: Whether it steps along its divergence itself, apart from the loss; see `own_step`.
+    steps_itself: bool = False
     #: Draws of a prediction unless the recipe says how many.
     default_draws: ClassVar[int] = 10
 
     def __init__(self, sites: Mapping[str, Site]) -> None:
         super().__init__()
         self.sites = dict(sites)
+        self.train(False)  # as the backbone is; it switches both
         self._drawing: Drawing | None = None
         for name, site in self.sites.items():
             site.module.register_forward_hook(_Hook(self, name))
@@ -89,6 +94,13 @@ class WeightDistribution(nn.Module):
     def kl(self) -> Tensor:
         """Return KL(q ‖ prior) in nats, a scalar."""
         return torch.zeros(())
+
+    def kl_weight(self, step: int, rows: int, batch_size: int) -> float:
+        """Return the weight of the divergence beside a mean loss, to be multiplied by κ."""
+        return 1 / rows
+
+    def own_step(self, weight: float, rate: float) -> None:
+        """Step along ``weight · KL`` at a share of the peak rate, where the optimiser does not."""
 
     def after_step(self, step: int, total: int) -> None:
         """Take note of the weights after step ``step`` (from 1) of ``total``."""
@@ -164,6 +176,11 @@ class WeightDistribution(nn.Module):
         return torch.cat([mean[:rows], mean[rows:] + added])
 
 
+def key(site: str) -> str:
+    """Return the name under which a module may hold what belongs to a site."""
+    return site.replace(".", "-")
+
+
 class _Hook:
     """Adds the noise of one site to the value of its map."""
 
@@ -178,8 +195,3 @@ class _Hook:
         if weights.training:
             return weights.train_forward(self.site, x, out)
         return weights.mean_forward(self.site, x, out)
-
-
-def module_key(site: str) -> str:
-    """Return the name under which a module may hold what belongs to a site."""
-    return site.replace(".", "-")

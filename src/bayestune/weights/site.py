@@ -29,6 +29,11 @@ class Site:
     layer: Any = None
 
 
+def head_site(head: nn.Module) -> dict[str, Site]:
+    """Return the one map of a linear head."""
+    return {"head": Site(head, head.weight)}  # pyright: ignore[reportArgumentType]
+
+
 def sites(peft_model: nn.Module, *factors: Factor, adapter: str = "default") -> dict[str, Site]:
     """Return the maps of all adapted layers, by the path of the layer and the factor's name.
 

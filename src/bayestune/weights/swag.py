@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from bayestune.errors import ConfigError
-from bayestune.weights.distribution import WeightDistribution, module_key
+from bayestune.weights.distribution import WeightDistribution, key
 from bayestune.weights.noise import generator
 from bayestune.weights.site import Site
 
@@ -98,7 +98,6 @@ class SwagWeights(WeightDistribution):
         snapshots: how many are taken, evenly spaced to the last step.
         columns: K.
         scale: factor on the covariance; 1 is the paper's.
-        head: the site whose noise a temperature scales.
     """
 
     def __init__(
@@ -109,17 +108,21 @@ class SwagWeights(WeightDistribution):
         snapshots: int,
         columns: int,
         scale: float,
-        head: str,
     ) -> None:
         super().__init__(sites)
-        self.start, self.snapshots, self.scale, self.head = start, snapshots, scale, head
+        self.start, self.snapshots, self.scale = start, snapshots, scale
         self.paths = nn.ModuleDict(
-            {module_key(name): Trajectory(site.weight, columns) for name, site in sites.items()}
+            {key(name): Trajectory(site.weight, columns) for name, site in sites.items()}
         )
 
     def path(self, site: str) -> Trajectory:
         """Return the running moments of a site."""
-        return self.paths[module_key(site)]  # pyright: ignore[reportReturnType]
+        return self.paths[key(site)]  # pyright: ignore[reportReturnType]
+
+    @property
+    def collected(self) -> int:
+        """The number of snapshots so far."""
+        return int(self.path(next(iter(self.sites))).count)
 
     def deviations(self, site: str, draws: Sequence[int], seed: int) -> Tensor:
         """Return deviations from the mean ``(S, out, in)``; z₂ is the same for all sites."""
@@ -164,7 +167,9 @@ class SwagWeights(WeightDistribution):
 
     def fold_temperature(self, temperature: float) -> None:
         """Divide the deviations of the head by T, as its mean was."""
-        self.path(self.head).rescale(1 / temperature)
+        for name, site in self.sites.items():
+            if site.layer is None:
+                self.path(name).rescale(1 / temperature)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all that defines q beside its mean, which the weights are."""
