@@ -11,6 +11,7 @@ from bayestune.errors import ConfigError, nearest
 from bayestune.methods import (
     blob,
     ensemble,
+    ivon,
     last_layer_laplace,
     lora_vbll,
     map,
@@ -44,6 +45,7 @@ METHODS: dict[str, Method] = {
         tfb,
         scalabl,
         swag,
+        ivon,
     )
 }
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +23,7 @@ from bayestune.data import length_grouped_batches
 from bayestune.errors import ConfigError, NumericsError
 from bayestune.finalize import Rows
 from bayestune.methods import Method, Terms
-from bayestune.optim import DEVIATIONS, StiefelAdam, param_groups, step_deviations
+from bayestune.optim import DEVIATIONS, Ivon, StiefelAdam, param_groups, step_deviations
 from bayestune.progress import Advance
 
 #: Share of a batch in the running mean of the deviations' fixed point, at the peak of the schedule.
@@ -96,8 +97,8 @@ class Loop:
     epochs: int
     step: int = 0
     epoch: int = 0
-    adapter: StiefelAdam = field(init=False)
-    posterior: StiefelAdam = field(init=False)
+    adapter: StiefelAdam | Ivon = field(init=False)
+    posterior: StiefelAdam | Ivon = field(init=False)
 
     def __post_init__(self) -> None:
         config = self.config
@@ -110,17 +111,24 @@ class Loop:
         )
         of_head = [g for g in groups if g["name"].startswith("head")]
         of_adapter = [g for g in groups if not g["name"].startswith("head")]
-        for group in groups:
-            group["peak"] = group["lr"]
         weights = self.reader.backbone.weights
         if weights is not None and weights.steps_itself:
             of_adapter = [g for g in of_adapter if g["name"] != DEVIATIONS]
-        self.adapter = StiefelAdam(of_adapter)
         if config.deviations == "natural":
             own = natural_deviations(self.head, self.kappa)
             of_head = [{**g, "params": [p for p in g["params"] if p is not own]} for g in of_head]
             of_head = [g for g in of_head if g["params"]]
-        self.posterior = StiefelAdam(of_head)
+        self.adapter, self.posterior = map(self._optimizer, (of_adapter, of_head))
+
+    def _optimizer(self, groups: list[dict[str, Any]]) -> StiefelAdam | Ivon:
+        weights = self.reader.backbone.weights
+        if weights is None:
+            optimizer = StiefelAdam(groups)
+        else:
+            optimizer = weights.optimizer(groups, self.kappa / len(self.rows))
+        for group in optimizer.param_groups:
+            group["peak"] = group["lr"]
+        return optimizer
 
     @property
     def steps_per_epoch(self) -> int:
@@ -179,6 +187,25 @@ class Loop:
         for optimizer in (self.adapter, self.posterior):
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * rate
+        with self._drawn():
+            terms, own = self._backward(batch, rate)
+        weights = self.reader.backbone.weights
+        norm = self._clip()
+        self.adapter.step()
+        if weights is not None and weights.steps_itself:
+            weights.own_step(own, rate)
+        if self.config.schedule == "joint":
+            self._step_posterior(rate)
+        self.adapter.zero_grad()
+        self.head.zero_grad()
+        self.step += 1
+        if weights is not None:
+            weights.after_step(self.step, self.total_steps)
+        # A density per unit of the user's numbers; log 1 = 0 for classes.
+        return terms.nll.item() + math.log(self.rows.unit), terms.kl.item(), norm
+
+    def _backward(self, batch: list[int], rate: float) -> tuple[Terms, float]:
+        """Leave the gradients of a batch; return the objective's terms and the weight of the KL."""
         phi = self.reader.batch(self.rows.encoded, batch)  # (B, D)
         scale = self.kappa / len(self.rows)
         weights, own = self.reader.backbone.weights, 0.0
@@ -197,19 +224,16 @@ class Loop:
             terms = Terms(terms.nll, terms.kl + kl.detach())
             loss = loss if weights.steps_itself else loss + own * kl
         self._descend(loss, batch)
-        norm = self._clip()
-        self.adapter.step()
-        if weights is not None and weights.steps_itself:
-            weights.own_step(own, rate)
-        if self.config.schedule == "joint":
-            self._step_posterior(rate)
-        self.adapter.zero_grad()
-        self.head.zero_grad()
-        self.step += 1
-        if weights is not None:
-            weights.after_step(self.step, self.total_steps)
-        # A density per unit of the user's numbers; log 1 = 0 for classes.
-        return terms.nll.item() + math.log(self.rows.unit), terms.kl.item(), norm
+        return terms, own
+
+    @contextmanager
+    def _drawn(self) -> Iterator[None]:
+        """Hold a draw of all weights, where the optimiser learns a distribution over them."""
+        with ExitStack() as stack:
+            for optimizer in (self.adapter, self.posterior):
+                if isinstance(optimizer, Ivon):
+                    stack.enter_context(optimizer.sampled())
+            yield
 
     def _step_posterior(self, rate: float) -> None:
         self.posterior.step()

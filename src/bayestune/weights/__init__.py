@@ -6,6 +6,7 @@ from bayestune.weights.distribution import Drawing, WeightDistribution
 from bayestune.weights.dropout import DropoutWeights, dropout_sites
 from bayestune.weights.gaussian import GaussianWeights
 from bayestune.weights.isotropic import IsotropicWeights
+from bayestune.weights.ivon import IvonWeights
 from bayestune.weights.members import MemberWeights
 from bayestune.weights.point import PointWeights
 from bayestune.weights.scaled import ScaledWeights
@@ -19,6 +20,7 @@ __all__ = [
     "Factor",
     "GaussianWeights",
     "IsotropicWeights",
+    "IvonWeights",
     "MemberWeights",
     "PointWeights",
     "ScaledWeights",
