@@ -98,7 +98,7 @@ def _needs_held_out(model: BayesModel) -> bool:
     if recipe.head.kind == "generative":
         return not point and recipe.train.kl == "auto"
     refreshed = not point or finalize.refresh in REFRESHES
-    return (not point and recipe.train.kl == "auto") or (
+    return ((not point or model.backbone.has_kl) and recipe.train.kl == "auto") or (
         refreshed and has_choices(finalize, recipe.train.kl)
     )
 
