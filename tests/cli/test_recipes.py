@@ -26,7 +26,7 @@ def flat(data, prefix: str = "") -> dict[str, object]:
 
 
 def test_names() -> None:
-    assert recipes.names() == ["blob", "encoder", "mle", "polar_vbll", "quickstart", "swag"]
+    assert recipes.names() == ["blob", "encoder", "ivon", "mle", "polar_vbll", "quickstart", "swag"]
 
 
 @pytest.mark.parametrize("name", recipes.names())

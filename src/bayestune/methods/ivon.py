@@ -123,7 +123,7 @@ METHOD = pieces.compose(
     "Gaussian over LoRA and head, learnt by its optimiser; S passes of the adapted layers",
     "arXiv 2411.04421",
     pieces.POINT,
-    {"train": {"kl": 1.0, "schedule": "joint", "clip": 0.0}},
+    {"train": {"kl": "auto", "schedule": "joint", "clip": 0.0}},
     build=build,
     settle=settle,
     check=check,
