@@ -11,6 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from bayestune.cli import estimate as subject
 from bayestune.cli.estimate import estimate
 from bayestune.data import length_grouped_batches
+from bayestune.errors import ConfigError, DataError
 from bayestune.finalize import KAPPAS
 
 WIDTH, CLASSES, LAYERS, RANK = 32, 3, 2, 4
@@ -78,6 +79,10 @@ def test_without_a_cache_and_without_a_choice(make, clear, second_each) -> None:
     assert found.memory["prefix cache"] == 0
     assert "choosing the KL weight" not in found.seconds
     assert found.head == WIDTH * CLASSES
+    assert "held-out and final features" in found.seconds
+    kept = {"train": {"hold_out": 0.9}}  # of which nothing is held out where nothing is chosen
+    same = estimate(make("mle", layers="all", kl=0.0, **kept), clear, None)
+    assert same.seconds == found.seconds
 
 
 def test_a_single_batch_is_enough(make, clear) -> None:
@@ -89,6 +94,22 @@ def test_a_single_batch_is_enough(make, clear) -> None:
 def test_activations_grow_with_what_is_adapted(make, clear) -> None:
     few, many = (estimate(make(layers=f"top:{n}"), clear, None) for n in (1, 3))
     assert many.memory["activations"] > 1.5 * few.memory["activations"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"deviations": "natural", "kl": 0.0}, "deviations=natural .* train.kl above 0"),
+        ({"hold_out": 0.0}, "chosen on held-out rows, and there are none"),
+        ({"refresh": "full", "predictive": "exact"}, "predictive=exact integrates"),
+    ],
+)
+def test_what_the_training_would_refuse_is_refused(make, clear, options, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        estimate(make(**options), clear, None)
+    one = clear.select([i for i in range(len(clear)) if clear[i].label == 1])
+    with pytest.raises(DataError, match="of one class"):
+        estimate(make(), one, None)
 
 
 def test_kept_storages_count_once_and_without_parameters() -> None:

@@ -131,3 +131,9 @@ def test_scaling() -> None:
         Scaling.of([7.0, 7.0], "t")
     with pytest.raises(DataError, match="too large"):
         Scaling.of([1.7e308, 1.7e308, 1.0])
+
+
+def test_one_number_cannot_be_held_out() -> None:
+    task = Task.from_rows([{"text": "a", "label": 1.5}], kind="regression")
+    with pytest.raises(DataError, match="of 1 example: at least one is trained on"):
+        task.split(0.5)

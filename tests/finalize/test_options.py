@@ -12,12 +12,12 @@ from torch import Tensor
 
 from bayestune.config import FinalizeConfig, PredictConfig, Recipe
 from bayestune.errors import ConfigError
-from bayestune.finalize import Features, has_choices, select
+from bayestune.finalize import Features, open_choices, select
 from bayestune.finalize.options import KAPPAS, PRECISIONS
 from bayestune.finalize.refresh import excess, measure, own_curvature
 from bayestune.head import GaussianHead, LinearHead
 from bayestune.methods import parts
-from bayestune.posterior import bounds, dense
+from bayestune.posterior import bounds, dense, laplace
 from bayestune.posterior.curvature import block
 
 FIXED: dict[str, Any] = {
@@ -90,7 +90,7 @@ def test_the_evidence_chooses_without_held_out_rows(rows, gaussian) -> None:
         for tau in PRECISIONS
     }
     only = config(precision="evidence")
-    assert not has_choices(only)
+    assert not open_choices(only)
     tried, chosen = select(gaussian(), fit, None, only)
     assert tried == [chosen] and chosen.nll is None
     assert chosen.value == max(scan, key=lambda tau: scan[tau] or -math.inf)
@@ -219,12 +219,37 @@ def test_covariances_of_the_logits_are_held_for_few_rows_at_once(
     head, _ = parts.finalize(gaussian(3.0), fit, None, Recipe(finalize=config(refresh="full")))
     expected = parts.predict(head, held.phi, PredictConfig(), held.mask)
     moments, sizes = head.moments, []
-    monkeypatch.setattr(parts, "_PAIRS", 30 * 4**2)
+    monkeypatch.setattr("bayestune.finalize.temperature.PAIRS", 30 * 4**2)
     monkeypatch.setattr(head, "moments", lambda h: sizes.append(len(h)) or moments(h))
     found = parts.predict(head, held.phi, PredictConfig(), held.mask)
     assert sizes == [30, 30, 20]
     torch.testing.assert_close(found.probs, expected.probs)
     torch.testing.assert_close(found.epistemic, expected.epistemic, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("refit", ["none", "mode"])
+@pytest.mark.parametrize("refresh", ["kronecker", "full"])
+def test_what_is_chosen_by_covariances_is_chosen_in_blocks_of_rows(
+    rows, gaussian, monkeypatch, refresh, refit, masked
+) -> None:
+    fit, held = rows(50), rows(80, 1, masked=masked)
+    options = config(refresh=refresh, refit=refit, temperature="auto", precision="auto")
+    expected, _ = select(gaussian(3.0), fit, held, options)
+    form = {"kronecker": laplace.Kronecker, "full": laplace.Full}[refresh]
+    variance, sizes = form.variance, []
+
+    def counted(self: Any, phi: Tensor, precision: Any) -> Tensor:
+        sizes.append(len(phi))
+        return variance(self, phi, precision)
+
+    monkeypatch.setattr(form, "variance", counted)
+    monkeypatch.setattr("bayestune.finalize.temperature.PAIRS", 30 * 4**2)
+    found, _ = select(gaussian(3.0), fit, held, options)
+    assert set(sizes) == {30, 20}
+    for one, other in zip(expected, found, strict=True):
+        assert one.temperature == pytest.approx(other.temperature, rel=0.01)
+        assert one.nll == pytest.approx(other.nll, abs=1e-5)
 
 
 def test_a_point_estimate_can_be_refitted(rows, gaussian) -> None:
@@ -257,4 +282,4 @@ def test_precisions_of_groups_go_with_the_mode_of_the_evidence(rows, gaussian, c
 
 
 def test_the_evidence_leaves_nothing_open_where_it_chooses_nothing() -> None:
-    assert not has_choices(config(refresh="none", refit="none", precision="evidence"))
+    assert not open_choices(config(refresh="none", refit="none", precision="evidence"))

@@ -78,6 +78,8 @@ def test_bound_and_predictive_are_those_of_the_mathematics(trained) -> None:
     torch.testing.assert_close(trained.predictive(phi).aleatoric, aleatoric.detach())
     torch.testing.assert_close(trained(phi), ordinal.log_probs(mu, trained.cuts))
     torch.testing.assert_close(trained.at(*trained.moments(phi)).probs, probs.detach())
+    of_label = trained.at(*trained.moments(phi), 0.3).probs.gather(1, labels[:, None]).flatten()
+    torch.testing.assert_close(trained.likelihood(*trained.moments(phi), labels, 0.3), of_label)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(trained.bound(phi, labels), expected)
     with pytest.raises(ConfigError, match="no mask"):

@@ -15,6 +15,7 @@ from bayestune.head import GaussianHead, GenerativeHead, LinearHead, OrdinalHead
 from bayestune.model import BayesModel, build
 from bayestune.posterior.ordinal import curvature as ordinal_curvature
 from bayestune.progress import silent
+from bayestune.store import load
 from bayestune.training import fit
 
 JOINT = {"kind": "generative", "joint": True}
@@ -221,3 +222,60 @@ def test_an_order_is_nobodys_guess(make, choice, llama_base) -> None:
 def test_a_fitted_generative_model_is_not_trained_again(generative, clear) -> None:
     with pytest.raises(ConfigError, match="fitted already"):
         fit(generative, clear, progress=silent)
+
+
+# without a prior ----------------------------------------------------------------------------------
+
+
+def test_maximum_likelihood_orders_by_a_point(make, levels, tmp_path) -> None:
+    model, done = run(make, levels, {"kind": "ordinal"}, "mle", kl=0.0, temperature="auto")
+    head = model.head
+    assert isinstance(head, OrdinalHead) and isinstance(head.row, LinearHead)
+    assert done.chosen["covariance"] == "none" and done.chosen["temperature"] != 1
+    assert done.chosen["kl"] == 0 and all(row["kl"] == 0 for row in done.history)
+    test = Task.from_rows(level_rows(100, 7), like=model.task)
+    assert evaluate(model, test).accuracy > 0.8
+    prediction = model.predict(test)
+    assert not prediction.epistemic.any()
+    with torch.no_grad():
+        torch.testing.assert_close(prediction.probs, head(model.features(test)).exp())
+    model.save(tmp_path / "model")
+    again = load(tmp_path / "model")
+    assert again.head.point and torch.equal(again.predict(test).probs, prediction.probs)
+
+
+def test_a_point_gets_a_covariance_where_a_refresh_is_named(make, levels, tmp_path) -> None:
+    options = {"kl": 0.0, "refresh": "block", "precision": 3.0, "hold_out": 0.0}
+    model, done = run(make, levels, {"kind": "ordinal", "prior_scale": 2.0}, "mle", **options)
+    point, _ = run(make, levels, {"kind": "ordinal"}, "mle", kl=0.0, hold_out=0.0)
+    head, phi = model.head, model.features(levels)
+    torch.testing.assert_close(head.weight, point.head.weight)
+    assert not head.point and done.chosen["covariance"] == "refreshed"
+    curvature = ordinal_curvature(
+        head.row(phi).squeeze(-1), torch.tensor(levels.targets), head.cuts
+    ).detach()
+    tau = 3.0 / (2 * 2.0 * 3**2 / float(phi.double().square().sum(1).mean()))
+    H = (phi.T * curvature) @ phi + tau * torch.eye(32)
+    probe = model.features(foreign_texts(5))
+    expected = torch.linalg.solve(H.double(), probe.T.double()).T @ probe.T.double()
+    var = head.moments(probe)[1].squeeze(1).double()
+    torch.testing.assert_close(var, expected.diagonal(), rtol=2e-3, atol=1e-5)
+    model.save(tmp_path / "model")
+    again = load(tmp_path / "model")
+    assert not again.head.point
+    torch.testing.assert_close(again.head.moments(probe)[1], head.moments(probe)[1])
+
+
+@pytest.mark.parametrize(
+    ("head", "built", "asked", "message"),
+    [
+        ({"kind": "ordinal"}, 1.0, {"kl": 0.0}, "kl is 0.0 and .* built without train.kl=0"),
+        ({"kind": "ordinal"}, 0.0, {"kl": "auto"}, "kl is 'auto' and .* built with train.kl=0"),
+        (JOINT, 0.0, {"refresh": "none"}, "take finalize.refresh=auto"),
+    ],
+)
+def test_a_posterior_without_a_prior_is_not_trained(make, head, built, asked, message) -> None:
+    task = Task.from_rows(level_rows(60))
+    model = make(labels=task, head=head, kl=built)
+    with pytest.raises(ConfigError, match=message):
+        fit(model, task, progress=silent, **asked)

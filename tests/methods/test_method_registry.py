@@ -37,7 +37,7 @@ def test_an_unknown_method_names_the_nearest() -> None:
         ConfigError, match=r"There is no method 'polarvbll'. Did you mean 'polar_vb"
     ):
         methods.get("polarvbll")
-    with pytest.raises(ConfigError, match="Valid: 'polar_vbll', 'mle'"):
+    with pytest.raises(ConfigError, match="Valid: 'polar_vbll', 'lora_vbll', 'mle'"):
         methods.recipe("zzz")
 
 
@@ -93,7 +93,7 @@ def test_finalizing_without_anything_to_do_changes_nothing() -> None:
 def test_choosing_needs_held_out_rows(config) -> None:
     head = GaussianHead(in_features=5, num_classes=3, feature_energy=5.0)
     options = {"refresh": "none", "temperature": "none", **config}
-    with pytest.raises(ConfigError, match="chosen on held-out rows: give a validation set"):
+    with pytest.raises(ConfigError, match="chosen on held-out rows, and there are none"):
         parts.finalize(
             head, Features(PHI, LABELS), None, Recipe(finalize=FinalizeConfig(**options))
         )

@@ -30,10 +30,9 @@ def measured(name: str, phi, probs, weights=None):
 
 
 def inverse(G, tau):
-    """Covariance (G + τI)⁻¹ as (K, D, K, D), for τ a number or (K, 1)."""
+    """Covariance (G + τI)⁻¹ as (K, D, K, D)."""
     k = G.shape[0] // D
-    prior = torch.as_tensor(tau, dtype=G.dtype).expand(k, D).flatten().diag()
-    return torch.linalg.inv(G + prior).view(k, D, k, D)
+    return torch.linalg.inv(G + tau * torch.eye(k * D, dtype=G.dtype)).view(k, D, k, D)
 
 
 # curvature --------------------------------------------------------------------------------------
@@ -104,7 +103,7 @@ def test_the_full_posterior_inverts_the_precision(tau, weighted):
     torch.testing.assert_close(var, cov.diagonal(dim1=1, dim2=2))
 
 
-@pytest.mark.parametrize("tau", [0.01, 50.0, torch.tensor([[0.1], [2.0], [9.0]])])
+@pytest.mark.parametrize("tau", [0.01, 50.0])
 def test_the_block_posterior_inverts_every_block(tau):
     phi, W, probs, _, _ = problem()
     form = measured("Block", phi, probs)
@@ -130,7 +129,7 @@ def test_blocks_at_a_precision_of_every_weight():
         laplace.Given.of(phi, own, torch.full((K, D), -1e6).double())
 
 
-@pytest.mark.parametrize("tau", [0.7, torch.tensor([[0.1], [2.0], [9.0]])])
+@pytest.mark.parametrize("tau", [0.01, 0.7])
 def test_the_diagonal_posterior_inverts_the_diagonal(tau):
     phi, W, probs, _, _ = problem()
     form = measured("Diagonal", phi, probs)

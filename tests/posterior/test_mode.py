@@ -9,6 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from bayestune.posterior.mode import mode
 
 N, K, D = 80, 3, 5
+BY_CLASS = torch.tensor([[0.1], [1.0], [50.0]], dtype=torch.float64).expand(K, D)
 BY_FEATURE = torch.logspace(-2, 2, K * D, dtype=torch.float64).view(K, D)
 
 
@@ -25,7 +26,7 @@ def likelihood(labels):
 
 
 @pytest.mark.parametrize("spread", [0.0, 3.0])
-@pytest.mark.parametrize("tau", [0.01, 10.0, torch.tensor([[0.1], [1.0], [50.0]]), BY_FEATURE])
+@pytest.mark.parametrize("tau", [0.01, 10.0, BY_CLASS, BY_FEATURE])
 def test_the_gradient_vanishes_at_the_mode(spread, tau):
     phi, labels, centre = problem(spread)
     W = mode(phi, torch.zeros_like(centre), centre, tau, likelihood(labels), tolerance=1e-9)

@@ -11,8 +11,10 @@ import torch
 from number_tasks import number_task
 from toy_tasks import choice_rows, topic_rows
 
+from bayestune.cli.estimate import estimate
 from bayestune.data import Task
 from bayestune.errors import ConfigError, DataError, NumericsError, StoreError
+from bayestune.finalize import require_possible
 from bayestune.model import BayesModel
 from bayestune.progress import Advance, silent
 from bayestune.training import fit
@@ -144,6 +146,56 @@ def test_a_finish_that_cannot_be_had_is_refused_before_training(
     assert not (tmp_path / "run").exists()
 
 
+GENERATIVE = {"kind": "generative"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"head": GENERATIVE, "refit": "mode"}, "refit=mode would do nothing: .* exact"),
+        ({"head": GENERATIVE, "precision": 1.0}, "precision=1.0 would do nothing: .* exact"),
+        ({"head": GENERATIVE, "scale": 0.5}, "scale=0.5 would do nothing: .* exact"),
+        ({"head": GENERATIVE, "groups": "class"}, "groups=class would do nothing: .* exact"),
+        ({"head": {**GENERATIVE, "joint": True, "bound": "exact"}}, "bound=exact would do nothing"),
+        ({"head": {**GENERATIVE, "joint": True, "covariance": "eigen"}}, "covariance=eigen would"),
+        ({"head": {**GENERATIVE, "bound": "exact"}, "kl": 0.0}, "bound=exact would do nothing"),
+        ({"head": {"kind": "ordinal", "bound": "tilted"}}, "bound=tilted would do nothing"),
+        ({"head": {"kind": "ordinal", "covariance": "dense"}, "kl": 0.0}, "covariance=dense would"),
+        ({"head": {"kind": "linear", "covariance": "dense"}}, "covariance=dense would do nothing"),
+        ({"head": {"joint": True}}, "joint=true would do nothing: .* head.kind=generative"),
+        ({"head": {"axes": 7}}, "axes=7 would do nothing: .* head.kind=generative"),
+        ({"refit": "ascent", "precision": 1.0}, "precision=1.0 would do nothing: .*refit=ascent"),
+        ({"refresh": "none", "precision": "evidence"}, "precision=evidence would .*refresh=none"),
+        ({"head": {"kind": "linear"}, "refit": "mode"}, "refit=mode would do nothing: a point"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused_before_training(
+    make, levels, tmp_path, options, message
+) -> None:
+    model = make(labels=levels, **options)
+    for refuse in (
+        lambda: fit(model, levels, out=tmp_path / "run", progress=silent),
+        lambda: estimate(model, levels, None),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            refuse()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"head": {**GENERATIVE, "bound": "tilted", "covariance": "eigen", "axes": 5}},
+        {"head": {"kind": "ordinal", "covariance": "eigen"}, "refit": "mode", "precision": 1.0},
+        {"head": {"kind": "linear"}, "refresh": "block", "precision": 1.0, "refit": "mode"},
+        {"refit": "ascent", "scale": 1.0},
+    ],
+)
+def test_an_option_that_does_something_is_taken(make, levels, options) -> None:
+    model = make(labels=levels, **options)
+    require_possible(model.recipe, model.head, len(levels))
+
+
 def test_numbers_refuse_the_finish_of_classes_before_training(make, tmp_path) -> None:
     task = number_task(60)
     with pytest.raises(ConfigError, match="about classes"):
@@ -152,5 +204,17 @@ def test_numbers_refuse_the_finish_of_classes_before_training(make, tmp_path) ->
 
 
 def test_choices_without_held_out_rows_are_refused_before_training(make, clear) -> None:
-    with pytest.raises(ConfigError, match="hold_out is 0"):
+    with pytest.raises(
+        ConfigError, match=r"train.kl=auto, .* are chosen on held-out rows, and there are none"
+    ):
         fit(make(), clear, hold_out=0.0, kl="auto", progress=silent)
+    evidence = {"precision": "evidence", "temperature": "none", "hold_out": 0.0, "epochs": 1}
+    with pytest.raises(ConfigError) as error:
+        fit(make(), clear, **evidence, progress=silent)
+    assert str(error.value).startswith(
+        "finalize.refresh=auto (whether the trained covariance stays; by name it goes), "
+        "finalize.scale=auto (of the trained covariance) are chosen on held-out rows"
+    )
+    with pytest.raises(ConfigError, match=r"^train.patience is chosen on held-out rows"):
+        fit(make(), clear, **evidence, refresh="block", patience=2, progress=silent)
+    fit(make(), clear, **evidence, refresh="block", progress=silent)

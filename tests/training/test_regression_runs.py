@@ -135,7 +135,7 @@ def test_bad_targets(make, numbers) -> None:
     unlabelled = Task.from_rows([{"id": "x", "text": "a"}], like=numbers, require_labels=False)
     with pytest.raises(DataError, match="'x' has no label"):
         evaluate(model, unlabelled)
-    with pytest.raises(ConfigError, match="hold_out is 0"):
+    with pytest.raises(ConfigError, match="held-out rows, and there are none"):
         fit(model, numbers, hold_out=0.0, progress=silent)
 
 

@@ -96,9 +96,10 @@ def test_a_resumed_run_is_the_uninterrupted_one(make, clear, whole, tmp_path, ex
 @pytest.mark.parametrize("kind", ["generative", "ordinal"])
 def test_heads_of_other_likelihoods_resume_too(make, clear, levels, tmp_path, kind) -> None:
     # A joint generative head has as many axes as its rows allow, and so has its checkpoint.
-    task, options = clear, {**OPTIONS, "head": {"kind": kind, "joint": True}, "epochs": 3}
+    task, head = clear, {"kind": kind, "joint": True}
     if kind == "ordinal":
-        task = levels
+        task, head = levels, {"kind": kind}
+    options = {**OPTIONS, "head": head, "epochs": 3}
     fit(make(labels=task, **options), task, out=tmp_path / "whole", progress=silent)
     interrupted(make, task, tmp_path / "run", 150, labels=task, **options)
     fit(make(labels=task, **options), task, out=tmp_path / "run", resume=True, progress=silent)

@@ -7,6 +7,7 @@ from bayestune.backbone.assemble import (
     adapt,
     load_base,
     load_tokenizer,
+    outline,
     replace_head,
 )
 from bayestune.backbone.backbone import Backbone
@@ -30,6 +31,7 @@ __all__ = [
     "layer_stack",
     "load_base",
     "load_tokenizer",
+    "outline",
     "output_rows",
     "parse_layers",
     "pick_device",

@@ -79,20 +79,15 @@ def load_base(source: Source, classes: int, device: torch.device, dtype: torch.d
         ModelError: if the weights cannot be loaded or the architecture is not a plain transformer.
     """
     from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+    from transformers import AutoModel, AutoModelForSequenceClassification
 
     options: dict[str, Any] = {"revision": source.revision}
     # The other weight format is pickled.
     weights = {**options, "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
     try:
-        config = AutoConfig.from_pretrained(source.path, **options)
-        classifier = AutoModelForSequenceClassification._model_mapping.get(type(config), None)
-        decoder = _is_decoder(config, classifier)
+        config, decoder, classifier = _architecture(source, classes)
         with _quiet():
-            if decoder and classifier is not None:
-                config.num_labels = classes
-                if getattr(config, "pad_token_id", None) is None:
-                    config.pad_token_id = _some_pad(config)
+            if classifier:
                 model, info = AutoModelForSequenceClassification.from_pretrained(
                     source.path, config=config, **weights
                 )
@@ -106,13 +101,54 @@ def load_base(source: Source, classes: int, device: torch.device, dtype: torch.d
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{source.name} cannot be loaded as a transformer: {reason}") from error
     check_complete(source.name, info)
+    return _frozen(model.to(device), decoder)
+
+
+def outline(source: Source, classes: int) -> Base:
+    """Return a transformer without its weights, to count what a method adds to it.
+
+    Raises:
+        ModelError: if it has no configuration, or its architecture is not a plain transformer.
+    """
+    from transformers import AutoModel, AutoModelForSequenceClassification
+
+    try:
+        config, decoder, classifier = _architecture(source, classes)
+        with torch.device("meta"):
+            model = (AutoModelForSequenceClassification if classifier else AutoModel).from_config(
+                config
+            )
+            if classifier and not isinstance(getattr(model, SCORE, None), nn.Linear):
+                model = AutoModel.from_config(config)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{source.name} has no usable configuration: {reason}") from error
+    return _frozen(model, decoder)
+
+
+def _architecture(source: Source, classes: int) -> tuple[Any, bool, bool]:
+    """Return a configuration, whether it is a decoder's, and whether as a classifier."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    config = AutoConfig.from_pretrained(source.path, revision=source.revision)
+    known = AutoModelForSequenceClassification._model_mapping.get(type(config), None)
+    decoder = _is_decoder(config, known)
+    if not (decoder and known is not None):
+        return config, decoder, False
+    config.num_labels = classes
+    if getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = _some_pad(config)
+    return config, decoder, True
+
+
+def _frozen(model: Any, decoder: bool) -> Base:
     bare = isinstance(getattr(model, SCORE, None), nn.Linear)
     transformer = getattr(model, model.base_model_prefix) if bare else model
     # Some architectures project their last state to another width, which their classifier reads.
     width = model.score.in_features if bare else hidden_size(model.config)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    return Base(model.to(device), transformer, decoder, width)
+    return Base(model, transformer, decoder, width)
 
 
 def adapt(

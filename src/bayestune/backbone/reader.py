@@ -14,6 +14,7 @@ from bayestune.backbone.cache import PrefixCache
 from bayestune.data import Encoded, length_grouped_batches, pad
 from bayestune.errors import ConfigError
 from bayestune.progress import Progress, silent
+from bayestune.weights import Drawing, MixedRowsError, WeightDistribution
 
 #: Rows of one pass in which every text stands once for each draw.
 _ROWS = 512
@@ -109,13 +110,14 @@ class Reader:
         """
         weights, times = self.backbone.weights, 1 + len(draws)
         assert weights is not None
+        if not len(encoded.ids):
+            return torch.empty(0, 0), torch.empty(len(draws), 0, 0)
         batch_size = max(1, min(batch_size, _ROWS // times))
+        found: list[tuple[list[int], Tensor, Tensor]] = []
         training = self.backbone.training
         self.backbone.train(False)
-        phi = logits = None
         with torch.no_grad(), progress(label, len(encoded.ids)) as advance:
-            first = self.tensors(encoded, range(min(2, len(encoded.ids))))
-            halves = len(encoded.ids) > 0 and self.backbone.try_split(first)
+            halves = self.backbone.try_split(self.tensors(encoded, range(min(2, len(encoded.ids)))))
             with weights.drawing(draws, seed) as held:
                 for rows in length_grouped_batches(encoded.lengths, batch_size, shuffle=False):
                     tensors = self.tensors(encoded, rows)
@@ -124,18 +126,42 @@ class Reader:
                     hidden = self._kept(encoded, rows, tensors["attention_mask"])
                     if hidden is None and halves:
                         hidden = self.backbone.enter(**tensors)
-                    features = self._repeated(tensors, hidden, times)
-                    self.backbone.check_finite(features[: len(rows)], f"rows {list(rows)[:8]}")
-                    z = head(features.to(_device(head))).view(times, len(rows), -1)  # (1 + S, B, K)
-                    if phi is None or logits is None:
-                        phi = torch.empty(len(encoded.ids), features.shape[1])
-                        logits = torch.empty(len(draws), len(encoded.ids), z.shape[-1])
-                    phi[rows], logits[:, rows] = features[: len(rows)].cpu(), z[1:].cpu()
+                    phi, logits = self._drawn(head, weights, held, tensors, hidden)
+                    self.backbone.check_finite(phi, f"rows {list(rows)[:8]}")
+                    found.append((rows, phi.cpu(), logits.cpu()))
                     advance(len(rows))
         self.backbone.train(training)
-        if phi is None or logits is None:
-            return torch.empty(0, 0), torch.empty(len(draws), 0, 0)
-        return phi, logits
+        order = torch.tensor([i for rows, _, _ in found for i in rows]).argsort()
+        phi, logits = torch.cat([p for _, p, _ in found]), torch.cat([z for _, _, z in found], 1)
+        return phi[order], logits[:, order]
+
+    def _drawn(
+        self,
+        head: nn.Module,
+        weights: WeightDistribution,
+        held: Drawing,
+        tensors: dict[str, Tensor],
+        hidden: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return features ``(B, D)`` at the mean and logits ``(S, B, K)`` of one batch.
+
+        In one pass; draw by draw where a layer is not fed the rows of the batch.
+        """
+        device, count = next(head.parameters()).device, len(held.draws)
+        if held.blocks:
+            try:
+                phi = self._repeated(tensors, hidden, 1 + count).to(device)
+                return phi[: len(phi) // (1 + count)], head(phi).unflatten(0, (1 + count, -1))[1:]
+            except MixedRowsError:
+                held.blocks = False
+        logits = []
+        for s in held.draws:
+            with weights.drawing([s], held.seed, blocks=False) as alone:
+                alone.mask, alone.keys = held.mask, held.keys
+                logits.append(head(self._repeated(tensors, hidden, 1).to(device)))
+        with weights.drawing([], held.seed, blocks=False):
+            phi = self._repeated(tensors, hidden, 1)
+        return phi, torch.stack(logits)
 
     def fill(
         self,
@@ -213,10 +239,6 @@ def _text_key(encoded: Encoded, row: int) -> bytes:
     types = encoded.token_type_ids[row] if encoded.token_type_ids is not None else ()
     text = array("q", [*encoded.ids[row], -1, *types]).tobytes()
     return hashlib.blake2b(text, digest_size=8).digest()
-
-
-def _device(module: nn.Module) -> torch.device:
-    return next(module.parameters()).device
 
 
 def _key(cache: PrefixCache, encoded: Encoded, row: int) -> bytes:

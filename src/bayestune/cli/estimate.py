@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from bayestune.data import Encoded, Task, length_grouped_batches
-from bayestune.finalize import require_possible
 from bayestune.model import BayesModel
 from bayestune.training.choose import candidates, race_epochs
+from bayestune.training.fit import split
 from bayestune.training.loop import Loop
-from bayestune.training.rows import prepare
+from bayestune.training.rows import prepare, start
 
 #: Batches that are timed, after one that is not; fewer where they take longer than `PATIENCE`.
 TIMED = 3
@@ -97,7 +97,7 @@ def estimate(model: BayesModel, train: Task, val: Task | None) -> Estimate:
         val: held-out examples; where absent, a share of ``train`` is taken.
     """
     recipe = model.recipe
-    require_possible(recipe, model.head, len(train))
+    held_out = split(model, train, val)[1]  # refuses what the training would
     model.adopt(train)
     rows = prepare(model, train, recipe.train.class_weights)
     others = None if val is None else prepare(model, val).encoded
@@ -105,9 +105,7 @@ def estimate(model: BayesModel, train: Task, val: Task | None) -> Estimate:
     reader = model.reader()
     some = rows.encoded.select(range(min(len(rows), recipe.train.batch_size)))
     # The first pass of all is slower than the others, and training measures the energy as well.
-    phi = reader.features(some).to(model.backbone.device)
-    first = rows.batch(phi, range(len(phi)))
-    model.head.start(first.phi, first.labels, first.weights)  # pyright: ignore[reportCallIssue]
+    start(model.head, rows, reader.features(some), range(len(some.ids)))
     loop = Loop(
         method=model.method,
         reader=reader,
@@ -120,7 +118,7 @@ def estimate(model: BayesModel, train: Task, val: Task | None) -> Estimate:
     )
     timing = _time_steps(model, loop)
     size = recipe.train.batch_size
-    share = 1.0 if val is not None else 1 - recipe.train.hold_out
+    share = 1 - recipe.train.hold_out if val is None and held_out is not None else 1.0
     batches = length_grouped_batches(rows.encoded.lengths, size, seed=recipe.seed)
     padded = [_padded(rows.encoded, batch) for batch in batches]
     epoch = share * sum(padded)

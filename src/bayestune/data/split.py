@@ -47,8 +47,10 @@ def held_out(targets: Sequence[int], fraction: float, seed: int) -> set[int]:
         left -= len(able)
     chosen = {i for k in sorted(classes) for i in rng.sample(classes[k], count[k])}
     if not chosen:
+        several = len(targets) > 1
+        why = "no class has two of them" if several else "at least one is trained on"
         raise DataError(
-            f"Nothing can be held out of {len(targets)} examples: no class has two of them. "
+            f"Nothing can be held out of {len(targets)} example{'s' * several}: {why}. "
             "Give a validation file instead."
         )
     return chosen

@@ -14,7 +14,7 @@ from bayestune.finalize.regression import (
     regression_losses,
     regression_predictive,
 )
-from bayestune.finalize.select import has_choices, select
+from bayestune.finalize.select import held_out_missing, open_choices, select
 from bayestune.finalize.temperature import (
     clearly_worse,
     fit_temperature,
@@ -24,6 +24,7 @@ from bayestune.finalize.temperature import (
     observed_at,
     predictive_at,
     require_rows,
+    rows_at_once,
     search_temperature,
 )
 
@@ -39,15 +40,17 @@ __all__ = [
     "fit_temperature",
     "generative_head",
     "given_temperature",
-    "has_choices",
+    "held_out_missing",
     "held_out_nll",
     "item_nll",
     "observed_at",
+    "open_choices",
     "predictive_at",
     "regression_losses",
     "regression_predictive",
     "require_possible",
     "require_rows",
+    "rows_at_once",
     "search_temperature",
     "select",
     "to_generative",

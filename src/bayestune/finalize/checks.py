@@ -1,30 +1,77 @@
-"""Whether a recipe's finish can be had at all: asked before a training, which would be lost."""
+"""Whether what a recipe asks for can be had: asked before a training, which would be lost."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from torch import nn
 
 from bayestune.config import FinalizeConfig, Recipe
 from bayestune.errors import ConfigError
 from bayestune.finalize.refresh import BLOCK_LIMIT, REFRESHES, Head, form_of
-from bayestune.head import GaussianHead, LinearHead
+from bayestune.head import GaussianHead, GenerativeHead, LinearHead, OrdinalHead
 
 
 def require_possible(recipe: Recipe, head: nn.Module, rows: int) -> None:
-    """Raise ConfigError where a recipe asks for a finish that its head cannot have.
+    """Raise ConfigError where a recipe asks for what its head cannot have.
 
     Args:
-        recipe: its sections ``head``, ``finalize`` and ``predict``.
+        recipe: its sections ``head``, ``train``, ``finalize`` and ``predict``.
         head: as it is trained.
         rows: how many training rows there are.
     """
-    config = recipe.finalize
+    _require_effects(recipe, head)
+    config, still = recipe.finalize, recipe.train.kl == 0
+    if isinstance(head, OrdinalHead) and head.point != still:
+        raise ConfigError(
+            f"train.kl is {recipe.train.kl!r} and the ordinal head was built with"
+            f"{'' if head.point else 'out'} train.kl=0, which makes it a point: build it anew."
+        )
+    if isinstance(head, GenerativeHead) and still and config.refresh == "none":
+        raise ConfigError(
+            "train.kl=0 trains a posterior without its prior, and finalize.refresh=none would keep "
+            "it: with head.joint take finalize.refresh=auto (the exact posterior), or a KL."
+        )
     if recipe.head.kind == "generative":
         require_generative(config)
     elif isinstance(head, GaussianHead | LinearHead) and head.noise is not None:
         require_numbers(config)
-    elif isinstance(head, Head) or (isinstance(head, LinearHead) and config.refresh in REFRESHES):
-        _require_classes(recipe, head, rows)
+    elif not head.point or config.refresh in REFRESHES:
+        _require_classes(recipe, head, rows)  # pyright: ignore[reportArgumentType]
+
+
+def _require_effects(recipe: Recipe, head: nn.Module) -> None:
+    """Raise ConfigError where an option was set that nothing would look at."""
+    for key, applies, why in _needs(recipe, head):
+        section, name = key.split(".")
+        value, default = (getattr(getattr(r, section), name) for r in (recipe, Recipe()))
+        if not applies and value != default:
+            raise ConfigError(f"{key}={str(value).lower()} would do nothing: {why}.")
+
+
+def _needs(recipe: Recipe, head: nn.Module) -> Iterator[tuple[str, bool, str]]:
+    """Yield options, whether they apply to what a recipe trains and delivers, and why not."""
+    config, generative = recipe.finalize, recipe.head.kind == "generative"
+    for key in ("head.joint", "head.axes"):
+        yield key, generative, "it is about head.kind=generative"
+    gaussian = isinstance(head, GaussianHead)
+    yield "head.bound", gaussian, "only a Gaussian head over classes is trained by one of them"
+    rows = gaussian or (isinstance(head, OrdinalHead) and not head.point)
+    yield "head.covariance", rows, "no Gaussian over weights is trained (head.kind, train.kl)"
+    if generative:
+        why = "with head.kind=generative the posterior is exact"
+    elif config.refresh == "none":
+        why = "finalize.refresh=none brings no covariance"
+    else:
+        why = "a point gets a covariance where finalize.refresh names one, and not by auto"
+    fresh = not generative and (
+        config.refresh in REFRESHES or (config.refresh == "auto" and not head.point)
+    )
+    for key in ("finalize.refit", "finalize.precision", "finalize.groups"):
+        yield key, fresh, why
+    yield "finalize.scale", not generative, why
+    ascent = config.refit == "ascent"
+    yield "finalize.precision", not ascent, "finalize.refit=ascent keeps the prior of the training"
 
 
 def require_generative(config: FinalizeConfig) -> None:

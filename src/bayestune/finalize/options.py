@@ -23,6 +23,7 @@ from bayestune.finalize.checks import require_groups
 from bayestune.finalize.choice import Kind
 from bayestune.finalize.features import Features
 from bayestune.finalize.refresh import Head
+from bayestune.finalize.temperature import rows_at_once
 from bayestune.head import GaussianHead, OrdinalHead
 from bayestune.posterior import ascend, dense, laplace, mode
 from bayestune.posterior.evidence import log_evidence, updated_precision
@@ -54,7 +55,8 @@ class Option:
             of the prior's, or the weight of the KL.
         cost: what the prior on the value charges, in nats.
         mu: its logit means of the held-out rows ``(N, K)``.
-        var: its logit variances ``(N, K)`` or covariances ``(N, K, K)``.
+        var: its logit variances ``(N, K)`` or covariances ``(N, K, K)``; None where these would not
+            fit into memory together.
         form: what the data add to the prior's precision; None for the trained covariance.
         precision: the prior's precision τ beside it, in 1/weight².
         mean: the mean that goes with it ``(K, D)``; None where the trained one stays.
@@ -66,12 +68,21 @@ class Option:
     value: float
     cost: float
     mu: Tensor
-    var: Tensor
+    var: Tensor | None
     form: laplace.Form | None = None
     precision: float = 1.0
     mean: Tensor | None = None
     log_evidence: float | None = None
     excess: float | None = None
+
+    def moments(self, phi: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield logit means and (co)variances of the held-out features, block by block."""
+        if self.var is not None or self.form is None:
+            yield self.mu, self.var  # pyright: ignore[reportReturnType]
+            return
+        size = rows_at_once(self.mu.shape[1])
+        for mu, rows in zip(self.mu.split(size), phi.split(size), strict=True):
+            yield mu, self.form.variance(rows, self.precision)
 
     def install(self, head: Head) -> None:
         """Give it to the head."""
@@ -86,7 +97,7 @@ class Option:
 
 def rows_of(head: Head) -> GaussianHead:
     """Return the Gaussian rows of a head."""
-    return head.row if isinstance(head, OrdinalHead) else head
+    return head.row if isinstance(head, OrdinalHead) else head  # pyright: ignore
 
 
 def grid(config: FinalizeConfig, kl: float | str) -> list[tuple[Kind, float]]:
@@ -162,7 +173,7 @@ def _refreshed(
     mu, excess = rows_of(head)(phi), refresh.excess(form, fit.phi)
     for precision in precisions:
         tau, cost = precision * unit, precision_cost(precision)
-        var = form.variance(phi, tau)
+        var = _held(form, phi, len(head.weight), tau)
         yield Option("refreshed", precision, cost, mu, var, form, tau, excess=excess(tau))
 
 
@@ -187,7 +198,7 @@ def _at_modes(
             precision,
             precision_cost(precision),
             phi @ mean.T,
-            form.variance(phi, tau),
+            _held(form, phi, len(mean), tau),
             form,
             tau,
             mean,
@@ -258,6 +269,14 @@ def _ascended(
         )
         mu, var = phi @ found.mean.T, found.form.variance(phi, unit)
         yield Option("ascended", kappa, 0.0, mu, var, found.form, unit, found.mean)
+
+
+def _held(form: laplace.Form, phi: Tensor, num_classes: int, precision: float) -> Tensor | None:
+    """Return the logit (co)variances, or None where covariances of all rows are too many."""
+    coupled = isinstance(form, laplace.Kronecker | laplace.Full)
+    if coupled and len(phi) > rows_at_once(num_classes):
+        return None
+    return form.variance(phi, precision)
 
 
 def _unit(head: Head) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -13,7 +15,7 @@ from bayestune.finalize.choice import Candidate, Choice, choose
 from bayestune.finalize.features import Features
 from bayestune.finalize.options import Option, grid, options
 from bayestune.finalize.refresh import Head
-from bayestune.finalize.temperature import item_nll, predictive_at
+from bayestune.finalize.temperature import item_nll, nll_of, predictive_at
 from bayestune.head import OrdinalHead
 from bayestune.progress import Progress, silent
 
@@ -65,28 +67,49 @@ def select(
     return choose(choices, len(values), len(rows), config, progress)
 
 
-def has_choices(config: FinalizeConfig, kl: float | str = "auto") -> bool:
-    """Return whether a recipe leaves something about a Gaussian head to held-out rows."""
-    kinds = [kind for kind, _ in grid(config, kl)]
-    if config.precision == "evidence" and "refreshed" in kinds:
-        kinds = [kind for kind in kinds if kind != "refreshed"] + ["refreshed"]
-    return config.temperature == "auto" or len(kinds) > 1
+def open_choices(config: FinalizeConfig, kl: float | str = "auto") -> list[str]:
+    """Return what a recipe leaves to held-out rows about a Gaussian head, in words for people."""
+    count = Counter(kind for kind, _ in grid(config, kl))
+    found = ["finalize.temperature=auto"] if config.temperature == "auto" else []
+    if count["trained"] and len(count) > 1:
+        found.append(
+            "finalize.refresh=auto (whether the trained covariance stays; by name it goes)"
+        )
+    if count["trained"] > 1:
+        found.append("finalize.scale=auto (of the trained covariance)")
+    if count["refreshed"] > 1 and config.precision != "evidence":
+        found.append("finalize.precision=auto")
+    if count["ascended"] > 1:
+        found.append("finalize.refit=ascent (its KL weight)")
+    return found
+
+
+def held_out_missing(choices: Sequence[str]) -> ConfigError:
+    """Return the error for choices with nothing to choose by."""
+    return ConfigError(
+        f"{', '.join(choices)} {'is' if len(choices) == 1 else 'are'} chosen on held-out rows, "
+        "and there are none: give a validation set or train.hold_out above 0, or fix them."
+    )
 
 
 def require_held_out(config: FinalizeConfig, kl: float | str = "auto") -> None:
     """Raise ConfigError where a recipe leaves something to held-out rows and there are none."""
-    if has_choices(config, kl):
-        raise ConfigError(
-            "finalize.precision, finalize.scale and finalize.temperature are chosen on held-out "
-            "rows: give a validation set or train.hold_out above 0, or fix them."
-        )
+    choices = open_choices(config, kl)
+    if choices:
+        raise held_out_missing(choices)
 
 
 def _losses(
     head: Head, option: Option, rows: Features, predict: PredictConfig | None, temperature: float
 ) -> Tensor:
-    if isinstance(head, OrdinalHead):
-        probs = head.at(option.mu, option.var, temperature).probs
-    else:
-        probs = predictive_at(option.mu, option.var, temperature, rows.mask, predict).probs
-    return item_nll(probs, rows.labels)
+    found, start = [], 0
+    for mu, var in option.moments(rows.phi):
+        part = slice(start, start + len(mu))
+        start += len(mu)
+        if isinstance(head, OrdinalHead):
+            found.append(nll_of(head.likelihood(mu, var, rows.labels[part], temperature)))
+            continue
+        mask = None if rows.mask is None else rows.mask[part]
+        probs = predictive_at(mu, var, temperature, mask, predict).probs
+        found.append(item_nll(probs, rows.labels[part]))
+    return torch.cat(found)

@@ -13,6 +13,8 @@ from bayestune.finalize.line import minimise
 from bayestune.posterior.observed import LogitDraws, LogitMoments
 from bayestune.posterior.predictive import Predictive
 
+#: Pairs of classes (N, K, K) in the covariances that are held at once.
+PAIRS = 2**24
 #: Standard deviation of the prior on ln T: a handful of held-out rows cannot drive T to extremes,
 #: a few hundred leave it where the likelihood wants it.
 PRIOR_SD = 0.5
@@ -34,6 +36,11 @@ def require_rows(config: FinalizeConfig, held_out: Sized | None) -> None:
             "finalize.temperature=auto is fitted on held-out rows: give a validation set or "
             "train.hold_out above 0, or fix it."
         )
+
+
+def rows_at_once(num_classes: int) -> int:
+    """Return of how many rows the covariances ``(N, K, K)`` of the logits are held at once."""
+    return max(1, PAIRS // num_classes**2)
 
 
 def predictive_at(
@@ -86,8 +93,12 @@ def observed_at(
 
 def item_nll(probs: Tensor, labels: Tensor) -> Tensor:
     """Return the negative log-likelihood of each row in nats ``(N,)``, in float64."""
-    picked = probs.cpu().double().gather(1, labels.cpu()[:, None]).flatten()  # (N,)
-    return -picked.clamp_min(1e-300).log()
+    return nll_of(probs.cpu().gather(1, labels.cpu()[:, None]).flatten())
+
+
+def nll_of(picked: Tensor) -> Tensor:
+    """Return the negative logarithm of the labels' probabilities ``(N,)`` in nats, in float64."""
+    return -picked.cpu().double().clamp_min(1e-300).log()
 
 
 def clearly_worse(losses: Tensor, than: Tensor) -> bool:

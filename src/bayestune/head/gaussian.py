@@ -67,6 +67,7 @@ class GaussianHead(nn.Module):
     """
 
     is_bayes_head = True
+    point = False
 
     family: Name = "diagonal"
     weight: nn.Parameter

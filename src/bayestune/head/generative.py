@@ -50,6 +50,7 @@ class GenerativeHead(nn.Module):
 
     is_bayes_head = True
     family = "generative"
+    point = False
 
     means: nn.Parameter
     log_scale: nn.Parameter

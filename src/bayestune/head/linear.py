@@ -38,6 +38,7 @@ class LinearHead(nn.Module):
 
     is_bayes_head = True
     family = "point"
+    point = True
 
     feature_energy: Tensor
 

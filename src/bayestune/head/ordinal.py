@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bayestune.errors import ConfigError
 from bayestune.head import checks
 from bayestune.head.gaussian import GaussianHead
+from bayestune.head.linear import LinearHead
 from bayestune.head.precision import no_autocast
 from bayestune.posterior import ordinal
 from bayestune.posterior.predictive import Predictive
@@ -19,17 +20,18 @@ _ROW = "row."
 
 
 class OrdinalHead(nn.Module):
-    """P(y ≤ k | f) = σ(b_k − f) with f = wᵀφ and q(w) one row of a `GaussianHead`.
+    """P(y ≤ k | f) = σ(b_k − f) with f = wᵀφ and q(w) one row of a `GaussianHead`, or a point.
 
     Args:
         in_features: feature dimension D.
         num_classes: number of ordered classes K.
         prior_scale: prior variance of the score relative to 2 (K − 1)².
         init_scale: initial standard deviation of the score at a typical input.
+        point: whether w is a point, for maximum likelihood, and the row a `LinearHead`.
         **options: ``covariance``, ``columns`` and ``learn_prior`` of `GaussianHead`.
 
     Attributes:
-        row: the distribution over w.
+        row: the distribution over w, or the point.
         first: the lowest cut point b_1, parameter, scalar.
         gaps: b_{k+1} − b_k = softplus(gaps_k), parameter, ``(K − 2,)``.
 
@@ -50,6 +52,7 @@ class OrdinalHead(nn.Module):
         num_classes: int,
         prior_scale: float = 1.0,
         init_scale: float = 0.5,
+        point: bool = False,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -58,16 +61,16 @@ class OrdinalHead(nn.Module):
         self.in_features, self.num_classes = in_features, num_classes
         # Every class but the outer ones is an interval as wide as its predictions are sure.
         self.unit = num_classes - 1
-        self.row = GaussianHead(
-            in_features=in_features,
-            num_classes=1,
-            prior_scale=prior_scale * self.unit**2,
-            init_scale=init_scale,
-            **options,
-        )
+        self.prior_scale = prior_scale * self.unit**2
+        self.row = self._new_row(point, init_scale=init_scale, **options)
         self.first = nn.Parameter(torch.zeros(()))
         self.gaps = nn.Parameter(torch.zeros(num_classes - 2))
         self._set_cuts(ordinal.start_cuts(torch.ones(num_classes)))
+
+    @property
+    def point(self) -> bool:
+        """Whether there is no distribution over w."""
+        return self.row.point
 
     @property
     def weight(self) -> nn.Parameter:
@@ -113,9 +116,19 @@ class OrdinalHead(nn.Module):
             mu, var = mu.flatten() / temperature, var.flatten() / temperature**2
             return Predictive.split(*ordinal.expected_probs(mu, var, self.cuts / temperature))
 
+    @torch.no_grad()
+    def likelihood(
+        self, mu: Tensor, var: Tensor, labels: Tensor, temperature: float = 1.0
+    ) -> Tensor:
+        """Return what `at` gives the label of each row, ``(B,)``, at the cost of two classes."""
+        with no_autocast(mu):
+            mu, var = mu.flatten() / temperature, var.flatten() / temperature**2
+            return ordinal.expected_likelihood(mu, var, labels, self.cuts / temperature)
+
     def predictive(self, h: Tensor) -> Predictive:
         """Predict features ``(B, D)``, by quadrature over the score."""
-        return self.at(*self.moments(h))
+        mu, var = self.moments(h)
+        return self.at(mu, None if self.point else var)
 
     def bound(
         self,
@@ -161,7 +174,7 @@ class OrdinalHead(nn.Module):
 
     @torch.no_grad()
     def load_posterior(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what `posterior_tensors` returned.
+        """Take over what `posterior_tensors` returned; whether w is a point follows from the names.
 
         Raises:
             StoreError: a tensor is missing, unknown or of another shape.
@@ -169,12 +182,22 @@ class OrdinalHead(nn.Module):
         own = {name: t for name, t in tensors.items() if not name.startswith(_ROW)}
         checks.match(own, {self.family: {"first": (), "gaps": (self.num_classes - 2,)}})
         row = {n.removeprefix(_ROW): t for n, t in tensors.items() if n.startswith(_ROW)}
+        point = row.keys() == {"feature_energy"}
+        if point != self.point:
+            self.row = self._new_row(point).to(self.first.device)
         self.row.load_posterior(row)
         self.first.copy_(own["first"])
         self.gaps.copy_(own["gaps"])
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, num_classes={self.num_classes}"
+
+    def _new_row(self, point: bool, **options: Any) -> GaussianHead | LinearHead:
+        if point:
+            return LinearHead(in_features=self.in_features, num_classes=1)
+        return GaussianHead(
+            in_features=self.in_features, num_classes=1, prior_scale=self.prior_scale, **options
+        )
 
     @torch.no_grad()
     def _set_cuts(self, cuts: Tensor) -> None:

@@ -33,6 +33,11 @@ def full_precision(h: Tensor, weight: Tensor) -> Tensor:
     return h.to(weight.dtype)
 
 
+def wide_device(device: torch.device) -> torch.device:
+    """Return where float64 is computed: on the device itself, or on the CPU where it has none."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def no_autocast(tensor: Tensor) -> torch.autocast:
     """Return a context in which mixed precision is off on the device of ``tensor``."""
     return torch.autocast(device_type=tensor.device.type, enabled=False)

@@ -25,6 +25,7 @@ from bayestune.finalize import (
     predictive_at,
     regression_predictive,
     require_rows,
+    rows_at_once,
     search_temperature,
     select,
     to_generative,
@@ -45,8 +46,6 @@ POINT: dict[str, Any] = {
 }
 #: The learning rate that suits PoLAR.
 POLAR: dict[str, Any] = {"adapter": {"kind": "polar"}, "train": {"lr": 2e-3}}
-#: Pairs of classes (B, K, K) predicted at once.
-_PAIRS = 2**24
 
 
 def compose(
@@ -112,7 +111,7 @@ def make_head(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Re
     }
     if kind == "ordinal":
         _require_order(task)
-        return OrdinalHead(**common)
+        return OrdinalHead(**common, point=recipe.train.kl == 0)
     return GaussianHead(**common, prior=prior, rows=rows, bound=recipe.head.bound, noise=noise)
 
 
@@ -155,15 +154,18 @@ def finalize(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Choose the covariance and fold one temperature into the posterior, as the recipe says.
 
-    A point head that is to be refreshed becomes a Gaussian one around the same mean; with
+    A point that is to be refreshed becomes a Gaussian around the same mean; with
     ``head.kind=generative`` a generative head takes the place of the one that was trained. For
     numbers the temperature is a factor on the predictive standard deviations.
     """
     config = recipe.finalize
     report: dict[str, Any] = {"covariance": "none", "value": None}
     generative = recipe.head.kind == "generative"
-    if isinstance(head, LinearHead) and config.refresh in REFRESHES and not generative:
-        head = _gaussian_around(head, fit, recipe.head.prior_scale)
+    if head.point and config.refresh in REFRESHES and not generative:
+        if isinstance(head, OrdinalHead):
+            head.row = _gaussian_around(head.row, fit, head.prior_scale)  # pyright: ignore
+        else:
+            head = _gaussian_around(head, fit, recipe.head.prior_scale)  # pyright: ignore
     if generative:
         head, report = to_generative(head, fit, held_out, recipe)
         temperature = report["temperature"]
@@ -175,7 +177,7 @@ def finalize(
         with torch.no_grad():
             std = float(head.noise.variance(fit.phi).mean().sqrt()) * temperature * fit.unit
         report["noise"] = {"kind": head.noise.kind, "std": std, "dof": head.noise.dof}
-    elif isinstance(head, GaussianHead | OrdinalHead):
+    elif isinstance(head, GaussianHead | OrdinalHead) and not head.point:
         tried, chosen = select(
             head, fit, held_out, config, recipe.predict, progress, kl=recipe.train.kl
         )
@@ -248,7 +250,7 @@ def predict(
         if isinstance(head, LinearHead):
             return predictive_at(head(phi), None, 1.0, mask, config)
         # Covariances (B, K, K) of all rows at once would not fit for many texts and classes.
-        size = max(1, _PAIRS // head.num_classes**2 if head.correlated else len(phi))  # pyright: ignore
+        size = rows_at_once(head.num_classes) if head.correlated else max(1, len(phi))  # pyright: ignore
         masks = itertools.repeat(None) if mask is None else mask.split(size)
         return Predictive.concatenate(
             [

@@ -12,6 +12,7 @@ Source: Shi et al. 2024 (arXiv 2412.05723), sections 4.2 and 4.3.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -41,7 +42,7 @@ class Options:
     anchor: Literal["train", "held_out"] = "train"  # rows that the loss is measured on
     anchors: int = 500  # how many at most
     upper: float = 0.2  # largest σ_q
-    steps: int = 8  # halvings of the interval of log σ_q
+    steps: int = 12  # how many σ_q are tried at most
     per_anchor: bool = False  # divide the change by the number of anchors, as published
 
     def __post_init__(self) -> None:
@@ -95,7 +96,7 @@ def settle(
         before = float(item_nll(still, labels).mean())
         return abs(float(item_nll(noisy, labels).mean()) - before) / before / scale
 
-    with progress("searching the noise", options.steps + 1) as advance:
+    with progress("searching the noise", options.steps) as advance:
         sigma = largest(change, options, lambda: advance(1))
     weights.get_buffer("sigma").fill_(sigma)
     return {"sigma": sigma, "anchors": len(some)}
@@ -104,21 +105,36 @@ def settle(
 def largest(
     change: Callable[[float], float], options: Options, advance: Callable[[], None]
 ) -> float:
-    """Return the largest σ within the tolerance, by halving the interval of its logarithm."""
-    high = options.upper
-    advance()
-    if change(high) <= options.tolerance:
-        return high
-    low = high * 1e-3
-    found = 0.0
+    """Return a σ whose change is within the last tenth of the tolerance, or the nearest below it.
+
+    A change grows like a power of σ, the second one as long as it is small; two changes tell which.
+
+    Args:
+        change: what a σ does to the anchors; grows with it.
+        options: the tolerance, the largest σ and how many to try.
+        advance: called at each.
+
+    Returns:
+        σ; the largest one where the tolerance does not bind, 0 where no σ is within it.
+    """
+    low, high, power = 0.0, math.inf, 2.0
+    sigma, before = options.upper, (0.0, 0.0)
     for _ in range(options.steps):
-        middle = (low * high) ** 0.5
+        found = change(sigma)
         advance()
-        if change(middle) <= options.tolerance:
-            low = found = middle
+        if found <= options.tolerance:
+            low = sigma
         else:
-            high = middle
-    return found
+            high = sigma
+        if low == options.upper or 0.9 * options.tolerance <= found <= options.tolerance:
+            break
+        if found > 0 and before[1] > 0:
+            power = math.log(found / before[1]) / math.log(sigma / before[0])
+        before = sigma, found
+        share = 0.95 * options.tolerance / max(found, 1e-12)
+        guess = sigma * share ** (1 / min(max(power, 0.5), 4.0))
+        sigma = guess if low < guess < high else math.sqrt(max(low, high / 16) * high)
+    return low
 
 
 METHOD = pieces.compose(

@@ -90,7 +90,7 @@ def ascend(
     fixed point is its stationarity in the covariance.
     """
     omega = phi.new_ones(len(phi)) if weights is None else weights
-    precision = 1 / prior_variance
+    precision = 1 / float(prior_variance)
     rotation = basis_of(phi)
 
     def likelihood(mu: Tensor, var: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ def ascend(
             def fit(mu: Tensor, var: Tensor = var) -> Tensor:
                 return likelihood(mu, var) / kappa
 
-            moved = mode(phi, mean, prior_mean, float(precision), fit, basis=rotation)
+            moved = mode(phi, mean, prior_mean, precision, fit, basis=rotation)
             reached = objective(moved, now)
             if reached >= found[-1]:
                 mean = moved

@@ -15,7 +15,7 @@ def log_evidence(
     mean: Tensor,
     prior_mean: Tensor,
     eigenvalues: Tensor,
-    precision: float | Tensor,
+    precision: float,
 ) -> Tensor:
     """Return the Laplace approximation of the log marginal likelihood of the training labels.
 
@@ -25,8 +25,8 @@ def log_evidence(
         log_likelihood: Σ_n log p(y_n | W*), summed over the training set.
         mean: the mode W*, ``(K, D)``.
         prior_mean: prior mean M, broadcastable to ``(K, D)``.
-        eigenvalues: the KD eigenvalues of G; for one τ in any shape, for one per class ``(K, D)``.
-        precision: prior precision τ, a scalar or ``(K, 1)``.
+        eigenvalues: the KD eigenvalues of G, in any shape.
+        precision: prior precision τ.
 
     Returns:
         Log evidence in nats, a scalar.

@@ -2,8 +2,8 @@
 
     S = (G + τ I)⁻¹
 
-in forms that keep more or less of G. Each is decomposed once and serves every τ; a
-τ of its own for every class is ``(K, 1)``. What a form leaves out of G it adds to the variance:
+in forms that keep more or less of G. Each is decomposed once and serves every τ, but for `Given`,
+which has one τ for every weight. What a form leaves out of G it adds to the variance:
 without the coupling of classes (all but `Full` and `Kronecker`) the difference of two logits gets
 up to twice the variance that it has under the whole of G.
 
@@ -14,6 +14,7 @@ an evidence lower bound, see `posterior.ascent`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -38,11 +39,11 @@ class Diagonal:
         """Measure it on features ``(N, D)`` whose rows have curvatures c ``(N, K)``."""
         return cls(own.T @ phi.square())
 
-    def variance(self, phi: Tensor, precision: float | Tensor) -> Tensor:
+    def variance(self, phi: Tensor, precision: float) -> Tensor:
         """Return logit variances v_k = Σ_d φ_d² / (values_kd + τ), ``(B, K)``."""
         return phi.square() @ self.spread(precision).square().T
 
-    def spread(self, precision: float | Tensor) -> Tensor:
+    def spread(self, precision: float) -> Tensor:
         """Return standard deviations for `posterior.diagonal`, ``(K, D)``."""
         return _deviations(self.values, precision)
 
@@ -69,11 +70,11 @@ class Eigen:
         basis = _eigh(pooled)[1].to(phi).contiguous()
         return cls(own.T @ (phi @ basis).square(), basis)
 
-    def variance(self, phi: Tensor, precision: float | Tensor) -> Tensor:
+    def variance(self, phi: Tensor, precision: float) -> Tensor:
         """Return logit variances v_k = Σ_d (Qᵀφ)_d² / (values_kd + τ), ``(B, K)``."""
         return (phi @ self.basis).square() @ self.spread(precision).scale.square().T
 
-    def spread(self, precision: float | Tensor) -> eigen.Spread:
+    def spread(self, precision: float) -> eigen.Spread:
         """Return the posterior's spread in the basis."""
         return eigen.Spread(_deviations(self.values, precision), self.basis)
 
@@ -99,13 +100,13 @@ class Block:
             values[k], vectors[k] = _eigh(A)
         return cls(values, vectors)
 
-    def variance(self, phi: Tensor, precision: float | Tensor) -> Tensor:
+    def variance(self, phi: Tensor, precision: float) -> Tensor:
         """Return logit variances v_k = Σ_d (Q_kᵀφ)_d² / (λ_kd + τ), ``(B, K)``."""
         inverse = _deviations(self.values, precision).square()
         per_class = zip(self.vectors, inverse, strict=True)
         return torch.stack([(phi @ Q).square() @ s for Q, s in per_class], dim=-1)
 
-    def spread(self, precision: float | Tensor) -> Tensor:
+    def spread(self, precision: float) -> Tensor:
         """Return covariance factors Q_k diag(λ_k + τ)^-½ for `posterior.dense`, ``(K, D, D)``."""
         return self.vectors * _deviations(self.values, precision).unsqueeze(1)
 
@@ -135,11 +136,11 @@ class Given:
             factor[k] = torch.linalg.solve_triangular(root, eye, upper=False).T
         return cls(factor)
 
-    def variance(self, phi: Tensor, precision: float | Tensor = 1.0) -> Tensor:
+    def variance(self, phi: Tensor, precision: float = 1.0) -> Tensor:
         """Return logit variances v_k = ‖L_kᵀφ‖², ``(B, K)``; the precision is already in it."""
         return dense.logit_moments(phi, phi.new_zeros(1, phi.shape[1]), self.factor)[1]
 
-    def spread(self, precision: float | Tensor = 1.0) -> Tensor:
+    def spread(self, precision: float = 1.0) -> Tensor:
         """Return covariance factors for `posterior.dense`, ``(K, D, D)``."""
         return self.factor
 
@@ -164,16 +165,16 @@ class Span:
         basis = (phi.double().T @ rows[:, kept] / values[kept].sqrt()).to(phi).contiguous()
         return cls(Block.of(phi @ basis, own), basis)
 
-    def variance(self, phi: Tensor, precision: float | Tensor) -> Tensor:
+    def variance(self, phi: Tensor, precision: float) -> Tensor:
         """Return the logit variances of the block plus those of the prior outside, ``(B, K)``."""
         inside = phi @ self.basis  # (B, R)
         beyond = subspace.outside(phi, inside) / precision
         return self.block.variance(inside, precision) + beyond.unsqueeze(-1)
 
-    def spread(self, precision: float | Tensor) -> subspace.Spread:
+    def spread(self, precision: float) -> subspace.Spread:
         """Return the posterior's spread for `posterior.subspace`."""
-        rest = torch.as_tensor(precision).to(self.basis).rsqrt()
-        return subspace.Spread(self.block.spread(precision), self.basis, rest)
+        factor = self.block.spread(precision)
+        return subspace.Spread(factor, self.basis, self.basis.new_tensor(precision**-0.5))
 
 
 @dataclass(frozen=True)
@@ -213,11 +214,11 @@ class Kronecker:
         (beta, classes), (alpha, basis) = _eigh(B), _eigh(A)
         return cls(beta[:, None] * alpha, basis.contiguous(), classes.contiguous())
 
-    def variance(self, phi: Tensor, precision: float | Tensor) -> Tensor:
+    def variance(self, phi: Tensor, precision: float) -> Tensor:
         """Return logit covariances ``(B, K, K)`` of features ``(B, D)``."""
         return eigen.logit_covariance(phi, self.spread(precision))
 
-    def spread(self, precision: float | Tensor) -> eigen.Spread:
+    def spread(self, precision: float) -> eigen.Spread:
         """Return the posterior's spread in the bases."""
         return eigen.Spread(_deviations(self.values, precision), self.basis, self.classes)
 
@@ -262,8 +263,7 @@ def _eigh(A: Tensor) -> tuple[Tensor, Tensor]:
     return values.clamp_min(0).to(A), vectors.to(A)
 
 
-def _deviations(values: Tensor, precision: float | Tensor) -> Tensor:
-    tau = torch.as_tensor(precision)
-    if not (torch.isfinite(tau) & (tau > 0)).all():
+def _deviations(values: Tensor, precision: float) -> Tensor:
+    if not 0 < precision < math.inf:
         raise ConfigError(f"The prior precision is {precision!r}; it must be positive and finite.")
     return (values + precision).rsqrt()

@@ -38,7 +38,7 @@ def mode(
         phi: features, ``(N, D)``; float64 reaches the optimum itself.
         start: where to begin, ``(K, D)``.
         prior_mean: prior mean M, ``(K, D)``.
-        precision: prior precision τ, a scalar, ``(K, 1)`` or ``(K, D)``.
+        precision: prior precision τ, a scalar or ``(K, D)``.
         log_likelihood: of logits ``(N, K)``, summed over rows; concave.
         basis: `basis_of` the features, where it is known.
         tolerance: largest gradient in these units, per root of a row, at which to stop.
@@ -48,8 +48,8 @@ def mode(
     """
     values, vectors = basis_of(phi) if basis is None else basis
     tau = torch.as_tensor(precision, dtype=phi.dtype, device=phi.device)
-    by_feature = tau.ndim == 2 and tau.shape[1] > 1
-    turned = tau.log().mean(1, keepdim=True).exp() if by_feature else tau
+    by_weight = tau.ndim == 2
+    turned = tau.log().mean(1, keepdim=True).exp() if by_weight else tau
     scale = (values + turned).rsqrt()  # (D,) or (K, D)
     z = phi @ vectors  # (N, D)
     centre = prior_mean @ vectors
@@ -67,7 +67,7 @@ def mode(
         optimiser.zero_grad()
         offset = scale * moved
         fit = log_likelihood(z @ (centre + offset).T)
-        own = offset @ vectors.T if by_feature else offset
+        own = offset @ vectors.T if by_weight else offset
         loss = 0.5 * (tau * own.square()).sum() - fit
         loss.backward()
         return loss

@@ -3,7 +3,14 @@
     P(y ≤ k | f) = σ(b_k − f),   f ~ N(μ, v),   b_1 < … < b_{K−1}
 
 The average over f is one-dimensional, so that likelihood, probabilities and entropies are exact by
-quadrature: nothing is bounded and nothing is drawn.
+quadrature: nothing is bounded and nothing is drawn. The model is one of logistic noise, y ≤ k where
+f + ε < b_k: nodes of a narrow score lie along f, those of a wide one along ε,
+
+    P(b < f + ε < b') = E_ε [ Φ((b' − ε − μ)/√v) − Φ((b − ε − μ)/√v) ]
+    E log σ(b − f)    = −√v E_ε r((μ − b − ε)/√v),   r(u) = u Φ(u) + Φ'(u)
+
+so that however wide it is they are few. All sums are of trapezoids, whose error falls exponentially
+for such smooth integrands: in float64 it is below 1e-8, whatever v.
 
 Source: McCullagh, Regression models for ordinal data (1980), section 2.
 """
@@ -11,6 +18,7 @@ Source: McCullagh, Regression models for ordinal data (1980), section 2.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -22,6 +30,9 @@ _END = 1e9
 #: integrands have no singularity within π of the real axis: trapezoids err by about exp(−2π²/step).
 _REACH = 8.0
 _STEP = 0.75
+#: Nodes on either side of the middle: of scores of two widths, and of the noise, which is ignored
+#: beyond ±40: probabilities are relatively right down to e⁻⁴⁰.
+_NARROW, _WIDE = 12, 54
 #: Probabilities (B, Q, K) handled at once.
 _ELEMENTS = 2**20
 
@@ -56,9 +67,40 @@ def expected_log_likelihood(mu: Tensor, var: Tensor, labels: Tensor, cuts: Tenso
         Nats, ``(B,)``.
     """
     low, high = (end[labels].unsqueeze(-1) for end in _ends(cuts))  # (B, 1)
-    f, weights = _nodes(mu, var)
-    log_p = logsigmoid(high - f) + logsigmoid(f - low) + _log_width(low, high)  # (B, Q)
-    return log_p @ weights
+    std = _deviations(var)
+    expected = torch.empty_like(mu)
+    for rows, nodes in _groups(std, 1):
+        m, s = mu[rows].unsqueeze(-1), std[rows].unsqueeze(-1)  # (n, 1)
+        if nodes is None:
+            t, weights = _noise(mu)
+            ramps = _ramp((m - high[rows] - t) / s) + _ramp((low[rows] - m - t) / s)  # (n, Q)
+            expected[rows] = -s.squeeze(-1) * (ramps @ weights)
+        else:
+            t, weights = _normal(mu, nodes)
+            f = m + s * t  # (n, Q)
+            expected[rows] = (logsigmoid(high[rows] - f) + logsigmoid(f - low[rows])) @ weights
+    return expected + _log_width(low, high).squeeze(-1)
+
+
+def expected_likelihood(mu: Tensor, var: Tensor, labels: Tensor, cuts: Tensor) -> Tensor:
+    """Return E P(y | f) for f ~ N(μ, v), the predictive probability of one class of each row.
+
+    Args:
+        mu: means of the score, ``(B,)``.
+        var: variances of the score, ``(B,)``.
+        labels: class indices, ``(B,)``.
+        cuts: ascending cut points, ``(K − 1,)``.
+
+    Returns:
+        Probabilities, ``(B,)``.
+    """
+    low, high = (end[labels].unsqueeze(-1) for end in _ends(cuts))  # (B, 1)
+    std, found = _deviations(var), torch.empty_like(mu)
+    for rows, nodes in _groups(std, 1):
+        given = mu[rows], std[rows], low[rows], high[rows]
+        probs = _over_noise(*given) if nodes is None else _over_scores(*given, nodes)[0]
+        found[rows] = probs.squeeze(-1)
+    return found
 
 
 def expected_probs(mu: Tensor, var: Tensor, cuts: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,14 +114,18 @@ def expected_probs(mu: Tensor, var: Tensor, cuts: Tensor) -> tuple[Tensor, Tenso
     Returns:
         Probabilities ``(B, K)`` and expected entropies in nats ``(B,)``.
     """
-    probs, entropy = [mu.new_zeros(0, len(cuts) + 1)], [mu.new_zeros(0)]
-    f, weights = _nodes(mu, var)
-    for part in f.split(max(1, _ELEMENTS // (f.shape[1] * (len(cuts) + 1)))):
-        log_p = log_probs(part, cuts)  # (B, Q, K)
-        p = log_p.exp()
-        probs.append(torch.einsum("bqk,q->bk", p, weights))
-        entropy.append(-(p * log_p).sum(-1) @ weights)
-    return torch.cat(probs), torch.cat(entropy)
+    low, high = _ends(cuts)
+    std = _deviations(var)
+    probs, entropy = mu.new_empty(len(mu), len(low)), torch.empty_like(mu)
+    for rows, nodes in _groups(std, len(low)):
+        given = mu[rows], std[rows], low, high
+        if nodes is None:
+            probs[rows] = _over_noise(*given)
+            entropy[rows] = _near_cuts(mu[rows], std[rows], cuts)
+            entropy[rows] -= probs[rows] @ _log_width(low, high)
+        else:
+            probs[rows], entropy[rows] = _over_scores(*given, nodes)
+    return probs, entropy
 
 
 def curvature(score: Tensor, labels: Tensor, cuts: Tensor) -> Tensor:
@@ -117,11 +163,90 @@ def _log_width(low: Tensor, high: Tensor) -> Tensor:
     return torch.log(-torch.expm1(low - high))
 
 
-def _nodes(mu: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-    """Return scores ``(B, Q)`` and weights ``(Q,)`` that average over N(μ, v)."""
-    std = var.clamp_min(torch.finfo(var.dtype).tiny).sqrt()
-    widest = float(std.detach().max()) if len(std) else 0.0
-    count = 2 * math.ceil(max(_REACH * widest / _STEP, 12.0)) + 1
-    t = torch.linspace(-_REACH, _REACH, count, dtype=mu.dtype, device=mu.device)
-    weights = (-0.5 * t.square()).softmax(0)  # the normal density, of sum one on these nodes
-    return mu.unsqueeze(-1) + std.unsqueeze(-1) * t, weights
+def _deviations(var: Tensor) -> Tensor:
+    return var.clamp_min(torch.finfo(var.dtype).tiny).sqrt()
+
+
+def _groups(std: Tensor, columns: int) -> Iterator[tuple[Tensor, int | None]]:
+    """Yield indices of rows that are integrated alike, and how many nodes their scores take.
+
+    A row's own deviation decides. There is no number where the nodes lie along the noise.
+
+    Args:
+        std: deviations of the score, ``(B,)``.
+        columns: classes of a row, which with its nodes say how many rows are taken at once.
+    """
+    left = torch.ones_like(std, dtype=torch.bool)
+    for nodes in (_NARROW, _WIDE, None):
+        inside = left if nodes is None else left & (std <= nodes * _STEP / _REACH)
+        left = left & ~inside
+        most = max(1, _ELEMENTS // ((2 * (nodes or _WIDE) + 1) * columns))
+        for rows in inside.nonzero().squeeze(-1).split(most):
+            if len(rows):
+                yield rows, nodes
+
+
+def _normal(like: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
+    """Return nodes and weights ``(Q,)`` that average over N(0, 1)."""
+    t = torch.linspace(-_REACH, _REACH, 2 * nodes + 1, dtype=like.dtype, device=like.device)
+    return t, (-0.5 * t.square()).softmax(0)  # the density, of sum one on these nodes
+
+
+def _noise(like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return nodes and weights ``(Q,)`` that average over the logistic distribution."""
+    t = _STEP * torch.arange(-_WIDE, _WIDE + 1, dtype=like.dtype, device=like.device)
+    return t, (logsigmoid(t) + logsigmoid(-t)).softmax(0)
+
+
+def _over_scores(
+    mu: Tensor, std: Tensor, low: Tensor, high: Tensor, nodes: int
+) -> tuple[Tensor, Tensor]:
+    """Return probabilities ``(n, k)`` and entropies ``(n,)`` of classes with ends ``(…, k)``."""
+    t, weights = _normal(mu, nodes)
+    f = (mu.unsqueeze(-1) + std.unsqueeze(-1) * t).unsqueeze(-1)  # (n, Q, 1)
+    low, high = low.unsqueeze(-2), high.unsqueeze(-2)
+    log_p = logsigmoid(high - f) + logsigmoid(f - low) + _log_width(low, high)  # (n, Q, k)
+    p = log_p.exp()
+    return torch.einsum("nqk,q->nk", p, weights), -(p * log_p).sum(-1) @ weights
+
+
+def _over_noise(mu: Tensor, std: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Return probabilities ``(n, k)`` of classes with ends ``(…, k)``."""
+    t, weights = _noise(mu)
+    m, s = mu.unsqueeze(-1), std[:, None, None]  # (n, 1), (n, 1, 1)
+    below, above = (((end - m).unsqueeze(-1) - t) / s for end in (low, high))  # (n, k, Q)
+    return _normal_between(below, above, (high - low).unsqueeze(-1) / s) @ weights
+
+
+def _near_cuts(mu: Tensor, std: Tensor, cuts: Tensor) -> Tensor:
+    """Return E[H(y | f) + Σ_k p_k log width_k] ``(n,)``: what is left is small far from all cuts.
+
+    −Σ_j [ p_j log σ(b_j − f) + p_{j+1} log σ(f − b_j) ]
+    """
+    (low, high), (t, _) = _ends(cuts), _noise(cuts)
+    f, width = cuts.unsqueeze(-1) + t, _log_width(low, high).unsqueeze(-1)  # (K − 1, Q), (K, 1)
+    under, over = logsigmoid(-t), logsigmoid(t)
+    below = (under + logsigmoid(f - low[:-1, None]) + width[:-1]).exp()
+    above = (logsigmoid(high[1:, None] - f) + over + width[1:]).exp()
+    d = (f - mu[:, None, None]) / std[:, None, None]  # (n, K − 1, Q)
+    found = torch.einsum("njq,jq->n", _density(d), -(below * under + above * over))
+    return _STEP * found / std
+
+
+def _normal_between(low: Tensor, high: Tensor, width: Tensor) -> Tensor:
+    """Return Φ(high) − Φ(low), relatively right in the tails and where the two are close."""
+    small, middle = width.clamp_max(0.01), (high + low) / 2
+    thin = small * _density(middle) * (1 + small.square() * (middle.square() - 1) / 24)
+    right = low > 0  # seen from the nearer side nothing cancels
+    far, near = torch.where(right, low, -high), torch.where(right, high, -low)
+    apart = 0.5 * (torch.erfc(far * 0.5**0.5) - torch.erfc(near * 0.5**0.5))
+    return torch.where(width < 0.01, thin, apart)
+
+
+def _ramp(u: Tensor) -> Tensor:
+    """Return u Φ(u) + Φ'(u), the mean of max(0, u + N(0, 1))."""
+    return u * torch.special.ndtr(u) + _density(u)
+
+
+def _density(d: Tensor) -> Tensor:
+    return (-0.5 * d.square()).exp() / math.sqrt(2 * math.pi)

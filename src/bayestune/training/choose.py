@@ -30,7 +30,7 @@ from bayestune.model import BayesModel
 
 def candidates(model: BayesModel) -> tuple[float, ...]:
     """Return the κ that a model's recipe leaves to try; one where it is fixed or there is no KL."""
-    if isinstance(model.head, LinearHead) and not model.backbone.has_kl:
+    if model.head.point and not model.backbone.has_kl:
         return (0.0,)
     given = model.recipe.train.kl
     return KAPPAS if isinstance(given, str) else (float(given),)

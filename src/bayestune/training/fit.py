@@ -11,8 +11,8 @@ from bayestune import methods
 from bayestune.config import Recipe, from_mapping, merge, nest_sections, to_mapping
 from bayestune.data import Task
 from bayestune.errors import ConfigError, DataError
-from bayestune.finalize import REFRESHES, has_choices, require_possible
-from bayestune.head import GenerativeHead, LinearHead
+from bayestune.finalize import REFRESHES, held_out_missing, open_choices, require_possible
+from bayestune.head import GenerativeHead
 from bayestune.model import BayesModel
 from bayestune.progress import Progress, shown
 from bayestune.training.loop import natural_deviations
@@ -61,10 +61,24 @@ def fit(
         NumericsError: if the loss stops being a number; the last checkpoint stays loadable.
     """
     started = time.monotonic()
-    recipe = model.recipe = _with_overrides(model.recipe, overrides)
+    model.recipe = _with_overrides(model.recipe, overrides)
     folder = None if out is None else Path(out)
     if resume and folder is None:
         raise ConfigError("resume needs the folder of the run to continue: give out.")
+    train, val = split(model, train, val)
+    model.adopt(train)
+    session = Session(model, train, val, Journal(folder), progress)
+    return session.run(resume=resume, overwrite=overwrite, started=started)
+
+
+def split(model: BayesModel, train: Task, val: Task | None) -> tuple[Task, Task | None]:
+    """Return the examples to train on and those to choose by, None where nothing is chosen.
+
+    Raises:
+        ConfigError: if the recipe asks for what cannot be trained, chosen or delivered.
+        DataError: if the training examples are of one class, or too few to hold one out.
+    """
+    recipe = model.recipe
     if isinstance(model.head, GenerativeHead) and not recipe.head.joint:
         raise ConfigError(
             "this model was fitted already: a generative head has taken the place of the one that "
@@ -77,30 +91,23 @@ def fit(
         raise DataError(
             f"{train.title}: all training rows are of one class; a classifier needs two or more."
         )
-    if val is None and _needs_held_out(model):
+    if val is None and (choices := _open_choices(model)):
         if recipe.train.hold_out == 0:
-            raise ConfigError(
-                "the recipe leaves choices (train.kl, train.patience, finalize.*) to held-out rows "
-                "but train.hold_out is 0: give a validation set, hold rows out or fix them."
-            )
+            raise held_out_missing(choices)
         train, val = train.split(recipe.train.hold_out, recipe.seed)
     require_possible(recipe, model.head, len(train))
-    model.adopt(train)
-    session = Session(model, train, val, Journal(folder), progress)
-    return session.run(resume=resume, overwrite=overwrite, started=started)
+    return train, val
 
 
-def _needs_held_out(model: BayesModel) -> bool:
-    recipe, finalize = model.recipe, model.recipe.finalize
-    if recipe.train.patience > 0 or finalize.temperature == "auto":
-        return True
-    point = isinstance(model.head, LinearHead)
-    if recipe.head.kind == "generative":
-        return not point and recipe.train.kl == "auto"
-    refreshed = not point or finalize.refresh in REFRESHES
-    return ((not point or model.backbone.has_kl) and recipe.train.kl == "auto") or (
-        refreshed and has_choices(finalize, recipe.train.kl)
-    )
+def _open_choices(model: BayesModel) -> list[str]:
+    """Return what a model's recipe leaves to held-out rows, in words for people."""
+    recipe, config, point = model.recipe, model.recipe.finalize, model.head.point
+    found = ["train.patience"] if recipe.train.patience > 0 else []
+    if (not point or model.backbone.has_kl) and recipe.train.kl == "auto":
+        found.append("train.kl=auto")
+    if recipe.head.kind != "generative" and (not point or config.refresh in REFRESHES):
+        return found + open_choices(config, recipe.train.kl)
+    return found + (["finalize.temperature=auto"] if config.temperature == "auto" else [])
 
 
 def _with_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bayestune.data import LabelSet, Task
 from bayestune.errors import ConfigError, DataError
 from bayestune.finalize import Rows
+from bayestune.head.precision import wide_device
 from bayestune.model import BayesModel
 
 
@@ -29,6 +31,14 @@ def prepare(model: BayesModel, task: Task, class_weights: str = "none") -> Rows:
         return Rows(encoded, scaled.float()[:, None], None, None, model.scaling.std)
     weights = sample_weights(class_weights, task.labels, labels)
     return Rows(encoded, labels, model.mask(task), weights)
+
+
+def start(head: nn.Module, rows: Rows, phi: Tensor, indices: Sequence[int]) -> None:
+    """Set a head's scales by the features ``(n, D)`` of some training rows, where float64 is."""
+    device = next(head.parameters()).device
+    first = rows.batch(phi.to(wide_device(device)), indices)
+    head.to(first.phi.device).start(first.phi, first.labels, first.weights)  # pyright: ignore
+    head.to(device)
 
 
 def sample_weights(spec: str, names: LabelSet, labels: Tensor) -> Tensor | None:

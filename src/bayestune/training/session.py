@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayestune.config import to_mapping
 from bayestune.data import Task
-from bayestune.errors import ModelError, StoreError
-from bayestune.files import recover
+from bayestune.errors import ModelError
 from bayestune.finalize import Features, Rows
 from bayestune.head import GenerativeHead
+from bayestune.head.precision import wide_device
 from bayestune.methods import Parts
 from bayestune.metrics import Density, fit_density
 from bayestune.model import BayesModel
@@ -25,27 +24,16 @@ from bayestune.peft import adapter_report
 from bayestune.posterior.observed import LogitDraws, LogitMoments
 from bayestune.posterior.regression import RegressionPredictive
 from bayestune.progress import Advance, Progress
-from bayestune.training.checkpoint import (
-    flatten,
-    load_checkpoint,
-    restore,
-    rng_state,
-    save_checkpoint,
-    set_rng_state,
-    trainable,
-    unflatten,
-)
+from bayestune.training.checkpoint import restore, rng_state, set_rng_state, trainable
 from bayestune.training.choose import candidates, delivered_losses, largest, race_epochs
 from bayestune.training.loop import Loop
 from bayestune.training.members import optimise_members
-from bayestune.training.rows import prepare
+from bayestune.training.resume import Found, candidate, interrupted, proceed, save_state
+from bayestune.training.rows import prepare, start
 from bayestune.training.run import CHECKPOINT, RACE, Journal, Run
 from bayestune.weights import MemberWeights
 
 logger = logging.getLogger(__name__)
-
-#: Tensors and JSON values of a checkpoint.
-Found = tuple[dict[str, Tensor], dict[str, Any]]
 
 
 class Session:
@@ -94,7 +82,7 @@ class Session:
     def run(self, *, resume: bool, overwrite: bool, started: float) -> Run:
         """Do all steps in order; see `fit`."""
         out = self.journal.out
-        found = self._interrupted() if resume else {}
+        found = interrupted(self) if resume else {}
         if resume and not found:
             logger.warning("%s holds no state to continue from; the run starts anew", out)
         self.journal.open(
@@ -136,33 +124,35 @@ class Session:
     def optimise_one(self, found: Mapping[str, Found]) -> None:
         """Train the model, or the member of an ensemble that it is now, to the last epoch."""
         if CHECKPOINT in found:
-            loop = self._continue(*found[CHECKPOINT])
+            loop = proceed(self, *found[CHECKPOINT])
             self.journal.truncate(self.history)
         else:
             torch.manual_seed(self.seed)
             # Features as training starts set the units of prior, posterior and rates.
             some = list(range(0, len(self.rows), max(1, len(self.rows) // 512)))
             phi = self.reader.features(self.rows.encoded.select(some))
-            first = self.rows.batch(phi.to(self.model.backbone.device), some)
-            self.model.head.start(first.phi, first.labels, first.weights)  # pyright: ignore[reportCallIssue]
+            start(self.model.head, self.rows, phi, some)
             loop = self._race(candidates(self.model), found)
             if loop.epoch > 0:
-                self._save_checkpoint(loop, CHECKPOINT)
+                save_state(self, loop, CHECKPOINT)
                 self.journal.drop(RACE)
         self._train(loop)
 
     def finalize(self) -> dict[str, Any]:
         """Finish the posterior and fit the density on cached features; return what was chosen."""
-        settled = self._settle()
+        settled, device, logits = self._settle(), self.model.backbone.device, None
+        if self.val is not None and self.recipe.finalize.temperature == "auto":
+            logits = self._observe(self.val)
+        self.model.head.to(wide_device(device))  # and the features go where the head is
         fit_rows = self.rows.features(self.features(self.rows, "features, training"))
         val_rows = None if self.val is None else self.val.features(self.features(self.val))
-        if self.val is not None and val_rows and self.recipe.finalize.temperature == "auto":
-            val_rows = replace(val_rows, logits=self._observe(self.val))
+        if val_rows is not None and logits is not None:
+            val_rows = replace(val_rows, logits=logits)
         weights = self.model.backbone.weights
         head, report = self.model.method.finalize(
             self.model.head, fit_rows, val_rows, self.recipe, self.progress
         )
-        self.model.set_head(head)
+        self.model.set_head(head.to(device))
         if weights is not None:
             weights.fold_temperature(report["temperature"])
         self.model.density = None if isinstance(head, GenerativeHead) else self.density(fit_rows)
@@ -197,7 +187,8 @@ class Session:
         shown = {"progress": self.progress, "label": label} if label else {}
         return self.reader.features(rows.encoded, **shown).to(device)
 
-    def _new_loop(self, kappa: float) -> Loop:
+    def new_loop(self, kappa: float) -> Loop:
+        """Return a loop at its first step."""
         return Loop(
             method=self.model.method,
             reader=self.reader,
@@ -233,7 +224,7 @@ class Session:
         """
         self.kappa = kappas[0]
         if len(kappas) == 1 or self.val is None:
-            return self._new_loop(self.kappa)
+            return self.new_loop(self.kappa)
         epochs = race_epochs(self.recipe.train.epochs)
         start = self._position()
         loops: dict[float, Loop] = {}
@@ -241,17 +232,17 @@ class Session:
         losses: dict[float, Tensor] = {}
         with self.progress("choosing the KL weight", len(kappas) * epochs * len(self.rows)) as bar:
             for kappa in kappas:
-                name = _candidate(kappa)
+                name = candidate(kappa)
                 self._go_to(*start)
                 if name in found:
-                    loop = self._continue(*found[name])
+                    loop = proceed(self, *found[name])
                     self._validate(self.val)
                     bar(loop.epoch * len(self.rows))
                 else:
-                    loop = self._new_loop(kappa)
+                    loop = self.new_loop(kappa)
                 while loop.epoch < epochs and not self._out_of_patience(loop.epoch):
                     self.history.append(self._run_epoch(loop, bar))
-                    self._save_checkpoint(loop, name)
+                    save_state(self, loop, name)
                 loops[kappa], losses[kappa], reached[kappa] = loop, self.losses, self._position()
         self.kappa = largest(losses)
         self.kappas = {str(kappa): float(loss.mean()) for kappa, loss in losses.items()}
@@ -292,7 +283,7 @@ class Session:
             while loop.epoch < config.epochs and not self._out_of_patience(loop.epoch):
                 self.history.append(self._run_epoch(loop, advance))
                 self.journal.line(self.history[-1])
-                self._save_checkpoint(loop, CHECKPOINT)
+                save_state(self, loop, CHECKPOINT)
 
     def _out_of_patience(self, epoch: int) -> bool:
         patience = self.recipe.train.patience
@@ -335,71 +326,3 @@ class Session:
             tempered=self.recipe.finalize.temperature == "auto",
         )
         return {"val_nll": float(self.losses.mean()), **row}
-
-    def _save_checkpoint(self, loop: Loop, name: str) -> None:
-        if self.journal.out is None:
-            return
-        tensors = {
-            f"now.{k}": v for k, v in trainable(self.model.backbone, self.model.head).items()
-        }
-        tensors |= {f"best.{k}": v for k, v in self.best_tensors.items()}
-        tensors |= rng_state(self.model.backbone.device)
-        state: dict[str, Any] = {
-            **loop.state(),
-            "best": self.best,
-            "member": self.member,
-            "kappas": self.kappas,
-            "history": self.history,
-            "recipe": to_mapping(self.recipe),
-            "facts": self.facts,
-        }
-        for part in ("adapter", "posterior"):
-            flat, state[part] = flatten(part, getattr(loop, part).state_dict())
-            tensors |= flat
-        save_checkpoint(self.journal.out / name, tensors, state)
-
-    def _interrupted(self) -> dict[str, Found]:
-        """Return the states that this run has reached, by name; none before the first epoch.
-
-        Raises:
-            StoreError: if the run is finished, damaged, or one of other data or another recipe.
-        """
-        out = self.journal.out
-        if out is None:
-            return {}
-        found: dict[str, Found] = {}
-        for name in (CHECKPOINT, *map(_candidate, candidates(self.model))):
-            recover(out / name)
-            if (out / name).is_dir():
-                found[name] = load_checkpoint(out / name)
-        if not found and (out / "model").is_dir() and not self.journal.is_open:
-            raise StoreError(f"{out} holds a finished run; there is nothing to resume.")
-        for name, (_, state) in found.items():
-            if state["recipe"] != to_mapping(self.recipe) or state["facts"] != self.facts:
-                what = "recipe" if state["facts"] == self.facts else "data"
-                raise StoreError(
-                    f"{out / name} belongs to a run with another {what}; resume with the same "
-                    "command, or start anew with --overwrite."
-                )
-        return found
-
-    def _continue(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> Loop:
-        # The step sizes follow from the head's feature energy, so its state comes first.
-        restore(self.model.backbone, self.model.head, _under("now.", tensors))
-        self.kappa, self.kappas = state["kappa"], state["kappas"]
-        loop = self._new_loop(self.kappa)
-        self.best, self.best_tensors = state["best"], _under("best.", tensors)
-        self.history = state["history"]
-        for name in ("adapter", "posterior"):
-            getattr(loop, name).load_state_dict(unflatten(name, tensors, state[name]))
-        loop.step, loop.epoch = state["step"], state["epoch"]
-        set_rng_state(self.model.backbone.device, tensors)
-        return loop
-
-
-def _candidate(kappa: float) -> str:
-    return f"{RACE}/{kappa:g}"
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

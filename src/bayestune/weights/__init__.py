@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bayestune.weights.distribution import Drawing, WeightDistribution
+from bayestune.weights.distribution import Drawing, MixedRowsError, WeightDistribution
 from bayestune.weights.dropout import DropoutWeights, dropout_sites
 from bayestune.weights.gaussian import GaussianWeights
 from bayestune.weights.isotropic import IsotropicWeights
@@ -22,6 +22,7 @@ __all__ = [
     "IsotropicWeights",
     "IvonWeights",
     "MemberWeights",
+    "MixedRowsError",
     "PointWeights",
     "ScaledWeights",
     "Site",

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from bayestune.errors import StoreError
+from bayestune.errors import ModelError, StoreError
 from bayestune.optim import Ivon, StiefelAdam
 from bayestune.posterior.observed import LogitDraws, Observed
 from bayestune.progress import Progress, silent
@@ -27,6 +27,8 @@ class Drawing:
         seed: of all of them.
         keys: a digest of the tokens of each text in the batch, for noise that depends on the text.
         mask: which positions of the batch are tokens, ``(B, T)``.
+        blocks: whether a batch is repeated for each draw behind itself; else it is the batch of the
+            one draw there is.
         kept: what a distribution keeps from batch to batch, by site.
     """
 
@@ -34,6 +36,7 @@ class Drawing:
     seed: int
     keys: tuple[bytes, ...] = ()
     mask: Tensor | None = None
+    blocks: bool = True
     kept: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -57,6 +60,8 @@ class WeightDistribution(nn.Module):
     has_kl: ClassVar[bool] = False
     #: Whether it steps along its divergence itself, apart from the loss; see `own_step`.
     steps_itself: bool = False
+    #: What a prediction runs, of which `default_draws` is S.
+    passes: ClassVar[str] = "1 + S through the adapted layers"
     #: Draws of a prediction unless the recipe says how many.
     default_draws: ClassVar[int] = 10
 
@@ -141,13 +146,20 @@ class WeightDistribution(nn.Module):
             tensor.copy_(tensors[name])
 
     @contextmanager
-    def drawing(self, draws: Sequence[int], seed: int) -> Iterator[Drawing]:
-        """Hold draws for every forward pass within, whatever its batch."""
-        self._drawing = Drawing(tuple(draws), seed)
+    def drawing(self, draws: Sequence[int], seed: int, *, blocks: bool = True) -> Iterator[Drawing]:
+        """Hold draws for every forward pass within, whatever its batch.
+
+        Args:
+            draws: their indices; one where there are no blocks.
+            seed: of the draws.
+            blocks: see `Drawing`.
+        """
+        outer, held = self._drawing, Drawing(tuple(draws), seed, blocks=blocks)
+        self._drawing = held
         try:
-            yield self._drawing
+            yield held
         finally:
-            self._drawing = None
+            self._drawing = outer
 
     def observe(
         self,
@@ -174,12 +186,19 @@ class WeightDistribution(nn.Module):
         return LogitDraws(phi, logits)
 
     def held_forward(self, site: str, x: Tensor, out: Tensor, held: Drawing) -> Tensor:
-        """Return the map's value for ``(1 + S) · B`` rows, the first B of them at the mean."""
+        """Return the map's value for ``(1 + S) · B`` rows, the first B of them at the mean.
+
+        Raises:
+            MixedRowsError: if the map is fed something else than these rows.
+        """
+        if not held.draws:
+            return self.mean_forward(site, x, out)
         if site not in held.kept:
             held.kept[site] = self.deviations(site, held.draws, held.seed)
         deviation = held.kept[site]  # (S, out, in)
-        count = len(held.draws)
-        rows = x.shape[0] // (1 + count)
+        if not held.blocks:
+            return self.mean_forward(site, x, out) + x @ deviation[0].mT
+        rows, count = block_rows(site, x, held), len(held.draws)
         noisy = x[rows:].reshape(count, -1, x.shape[-1])  # (S, B · ..., in)
         added = torch.bmm(noisy, deviation.mT).view(-1, *out.shape[1:])  # (S · B, ..., out)
         mean = self.mean_forward(site, x, out)
@@ -189,6 +208,27 @@ class WeightDistribution(nn.Module):
 def key(site: str) -> str:
     """Return the name under which a module may hold what belongs to a site."""
     return site.replace(".", "-")
+
+
+class MixedRowsError(ModelError):
+    """A layer is fed something that is not the rows of the batch, so draws cannot share a pass."""
+
+
+def block_rows(site: str, x: Tensor, held: Drawing) -> int:
+    """Return how many of the rows of a map's input belong to one draw.
+
+    Raises:
+        MixedRowsError: if the input is not that of the batch: an expert's share of the tokens, or
+            a table of positions.
+    """
+    texts, tokens = (1, 1) if held.mask is None else held.mask.shape
+    for rows in (texts, texts * tokens):
+        if x.shape[0] == (1 + len(held.draws)) * rows:
+            return rows
+    raise MixedRowsError(
+        f"{site} is fed {tuple(x.shape)} where the batch has {texts} texts of {tokens} tokens and "
+        f"{len(held.draws)} draws."
+    )
 
 
 class _Hook:

@@ -16,7 +16,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from bayestune.errors import ModelError
-from bayestune.weights.distribution import Drawing, WeightDistribution
+from bayestune.weights.distribution import Drawing, WeightDistribution, block_rows
 from bayestune.weights.noise import generator
 from bayestune.weights.site import Site
 
@@ -49,7 +49,9 @@ class DropoutWeights(WeightDistribution):
                     generator=generator(held.seed, draw, site, text),
                 )
                 keep[s, b, tokens] = (uniform >= self.rate).float() / (1 - self.rate)
-        rows = held.mask.shape[0]
+        if not held.blocks:
+            return x * keep[0].to(x) if held.draws else x
+        rows = block_rows(site, x, held)
         noisy = x[rows:] * keep.flatten(0, 1).to(x)  # (S · B, T, in)
         return torch.cat([x[:rows], noisy])
 

@@ -21,6 +21,7 @@ class PointWeights(WeightDistribution):
 
     has_kl = True
     is_random = False
+    passes = "1"
 
     def __init__(self, sites: Mapping[str, Site], *, prior_std: float) -> None:
         super().__init__(sites)

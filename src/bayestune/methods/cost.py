@@ -1,0 +1,51 @@
+"""What a method costs beside LoRA, counted on a model without its weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bayestune.backbone import Source, outline
+from bayestune.config import Recipe
+from bayestune.data import LabelSet, Task
+from bayestune.methods.contract import Method
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Numbers of one method on one model.
+
+    Attributes:
+        trained: numbers that training moves, head included.
+        stored: numbers kept beside adapter and mean head: what defines the distribution.
+        passes: what a prediction runs.
+    """
+
+    trained: int
+    stored: int
+    passes: str
+
+
+def cost(method: Method, recipe: Recipe, source: Source, classes: int = 4) -> Cost:
+    """Count what a method trains and stores on a model.
+
+    Args:
+        method: the method.
+        recipe: its recipe; which layers are adapted, and at what rank.
+        source: the model; its configuration is all that is read.
+        classes: K.
+
+    Raises:
+        ModelError: if the model has no usable configuration.
+    """
+    names = tuple(str(k) for k in range(classes))
+    task = Task("classification", (), LabelSet(names, names))
+    made = method.build(outline(source, classes), source, None, task, recipe)
+    weights = made.backbone.weights
+    seen = {id(p): p for part in (made.backbone, made.head) for p in part.parameters()}
+    kept = {} if weights is None else weights.tensors()
+    kept |= {f"head.{k}": v for k, v in made.head.posterior_tensors().items() if v.numel() > 1}  # pyright: ignore
+    return Cost(
+        trained=sum(p.numel() for p in seen.values() if p.requires_grad),
+        stored=sum(t.numel() for t in kept.values()),
+        passes="1" if weights is None else weights.passes,
+    )

@@ -1,0 +1,250 @@
+"""Methods whose adapter is random: the same promises of all of them, and what sets each apart."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from backbone_zoo import CLASSES
+from toy_tasks import foreign_texts
+
+from bayestune import methods
+from bayestune.config import to_mapping
+from bayestune.errors import ConfigError
+from bayestune.finalize import item_nll
+from bayestune.model import BayesModel
+from bayestune.progress import silent
+from bayestune.store import load
+from bayestune.training import fit
+
+#: Methods that average over draws, with what makes their noise visible within half a second.
+RANDOM: dict[str, dict[str, Any]] = {
+    "blob": {"weights": {"init_std": 0.3}},
+    "polar_blob": {"weights": {"init_std": 0.5}},
+    "scalabl": {"weights": {"init_std": 0.5}},
+    "tfb": {"weights": {"tolerance": 0.05}},
+    "mc_dropout": {"dropout": 0.3},
+    "ensemble": {"weights": {"members": 3}},
+}
+TRAIN = {"lr": 1e-2, "epochs": 6, "targets": "all-linear"}
+
+
+@pytest.fixture(scope="module", params=sorted(RANDOM))
+def drawn(request, make, clear) -> BayesModel:
+    kl = 0.1 if KL(request.param) else 0.0
+    model = make(request.param, **TRAIN, kl=kl, **RANDOM[request.param])
+    fit(model, clear, progress=silent)
+    return model
+
+
+def KL(name: str) -> bool:
+    return methods.recipe(name).train.kl != 0
+
+
+def probs(model: BayesModel, texts, *, seed: int = 0, samples: Any = "auto", size: int = 32):
+    """Predict with other draws, without touching the model."""
+    before = model.recipe
+    model.recipe = replace(before, seed=seed, predict=replace(before.predict, samples=samples))
+    try:
+        return model.predict(texts, batch_size=size)
+    finally:
+        model.recipe = before
+
+
+def test_draws_are_what_is_random(drawn, clear_test):
+    texts = clear_test.select(range(40))
+    sampled, mean = probs(drawn, texts), probs(drawn, texts, samples=0)
+    assert torch.equal(probs(drawn, texts).probs, sampled.probs)
+    assert mean.epistemic.abs().max() == 0 and sampled.epistemic.mean() > 1e-5
+    assert (sampled.probs - mean.probs).abs().max() > 1e-4
+    if drawn.method.name != "ensemble":
+        assert (probs(drawn, texts, seed=1).probs - sampled.probs).abs().max() > 1e-5
+        assert probs(drawn, texts, samples=3).probs.ne(sampled.probs).any()
+    assert torch.equal(probs(drawn, texts, seed=1, samples=0).probs, mean.probs)
+    torch.testing.assert_close(sampled.entropy, sampled.aleatoric + sampled.epistemic)
+
+
+def test_company_changes_nothing(drawn, clear_test):
+    texts = clear_test.select(range(24))
+    together = probs(drawn, texts).probs
+    torch.testing.assert_close(probs(drawn, texts, size=1).probs, together, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        probs(drawn, texts.select([7, 3])).probs, together[[7, 3]], rtol=0, atol=1e-5
+    )
+
+
+def test_it_learns_and_knows_less_of_what_it_has_not_seen(drawn, clear_test):
+    inside, outside = drawn.predict(clear_test), drawn.predict(foreign_texts(60))
+    right = inside.indices == torch.tensor(clear_test.targets)
+    assert right.float().mean() > 0.85
+    assert outside.epistemic.mean() > 1.1 * inside.epistemic.mean()
+
+
+def test_it_comes_back_bit_by_bit(drawn, clear_test, tmp_path):
+    drawn.save(tmp_path / "model")
+    again = load(tmp_path / "model")
+    texts = clear_test.select(range(20))
+    assert torch.equal(again.predict(texts).probs, drawn.predict(texts).probs)
+    assert to_mapping(again.recipe) == to_mapping(drawn.recipe)
+
+
+def test_stock_peft_loads_the_mean(drawn, tmp_path, llama_base):
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification
+
+    drawn.save(tmp_path / "model")
+    stock = AutoModelForSequenceClassification.from_pretrained(llama_base, num_labels=CLASSES)
+    stock.config.pad_token_id = 0
+    model = PeftModel.from_pretrained(stock, str(tmp_path / "model")).eval()
+    encoded = drawn.encode(drawn.read(["login", "my parcel is late"]))
+    tensors = drawn.reader().tensors(encoded, range(2))
+    with torch.no_grad():
+        logits = model(input_ids=tensors["input_ids"], attention_mask=tensors["attention_mask"])
+        expected = drawn.head(drawn.features(["login", "my parcel is late"]))
+    torch.testing.assert_close(logits.logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(RANDOM))
+def test_encoders(name, make, clear, bert_base):
+    model = make(name, base=str(bert_base), epochs=1, **RANDOM[name])
+    fit(model, clear.select(range(32)), progress=silent)
+    texts = clear.select(range(8))
+    a, b = model.predict(texts), model.predict(texts, batch_size=1)
+    torch.testing.assert_close(a.probs, b.probs, rtol=0, atol=1e-5)
+    assert a.epistemic.mean() > 0
+
+
+@pytest.mark.parametrize("name", ["blob", "scalabl", "ensemble"])
+def test_an_interrupted_run_ends_as_a_whole_one(name, make, clear, tmp_path):
+    import sys
+
+    sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+    from test_resume import same_files, stop_after
+
+    options = {"epochs": 3, "kl": 1.0 if KL(name) else 0.0, **RANDOM[name]}
+    fit(make(name, **options), clear, out=tmp_path / "whole", progress=silent)
+    with pytest.raises(KeyboardInterrupt):
+        fit(make(name, **options), clear, out=tmp_path / "cut", progress=stop_after(260))
+    fit(make(name, **options), clear, out=tmp_path / "cut", resume=True, progress=silent)
+    same_files(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_temperature_is_fitted_on_the_averaged_probabilities(make, clear):
+    model = make("ensemble", temperature="auto", weights={"members": 2}, lr=1e-2, epochs=8)
+    run = fit(model, clear, progress=silent)
+    assert run.chosen["temperature"] != 1.0
+    assert model.predict(["login"]).probs.sum() == pytest.approx(1.0, abs=1e-6)
+
+
+# what sets each apart -----------------------------------------------------------------------------
+
+
+def test_map_is_pulled_to_zero(make, clear):
+    """Its penalty is a real one: with more of it weights and confidence fall."""
+    norms, losses = [], []
+    for std in (0.01, 10.0):
+        model = make("map", weights={"prior_std": std}, lr=1e-2, kl=1.0)
+        run = fit(model, clear, progress=silent)
+        sites = model.backbone.weights.sites.values()  # pyright: ignore
+        norms.append(sum(float(site.weight.detach().square().sum()) for site in sites))
+        losses.append(run.history[-1]["kl"])
+        assert model.predict(["login"]).epistemic.abs().max() == 0
+    assert norms[0] < 0.5 * norms[1]
+    assert losses[0] > losses[1]
+
+
+def test_the_kl_of_map_is_the_log_prior(make):
+    model = make("map", weights={"prior_std": 0.5}, kl=1.0)
+    with torch.no_grad():
+        model.head.weight.copy_(torch.randn(model.head.weight.shape))
+    model.head.set_feature_energy(4.0)
+    weights = model.backbone.weights
+    total = sum(s.weight.square().sum() for s in weights.sites.values())  # pyright: ignore
+    torch.testing.assert_close(weights.kl(), total / (2 * 0.25))  # pyright: ignore
+    variance = 2 * max(1.0, float(torch.tensor(3.0).log())) / 4.0
+    torch.testing.assert_close(model.head.kl(), model.head.weight.square().sum() / (2 * variance))
+
+
+def test_tfb_stays_within_its_tolerance(make, clear):
+    """The noise returned changes the anchors' loss by no more than asked, and more would."""
+    model = make("tfb", weights={"tolerance": 0.02, "upper": 5.0}, kl=0.0)
+    run = fit(model, clear, progress=silent)
+    sigma = run.chosen["sigma"]
+    assert 0 < sigma < 5.0 and run.chosen["anchors"] == len(clear)
+    buffer = model.backbone.weights.get_buffer("sigma")  # pyright: ignore
+
+    def change(value: float) -> float:
+        buffer.fill_(value)
+        noisy, still = model.predict(clear), probs(model, clear, samples=0)
+        labels = still.indices
+        before = item_nll(still.probs, labels).mean()
+        return float((item_nll(noisy.probs, labels).mean() - before).abs() / before)
+
+    assert 0.018 < change(sigma) < 0.02 < change(1.1 * sigma)
+
+
+def test_the_published_division_leaves_the_search_at_its_end(make, clear):
+    sigma = {}
+    for divided in (False, True):
+        model = make("tfb", weights={"upper": 0.015, "per_anchor": divided}, kl=0.0)
+        sigma[divided] = fit(model, clear, progress=silent).chosen["sigma"]
+    assert sigma[False] < 0.008 and sigma[True] == 0.015  # the published range
+
+
+def test_the_published_steps_of_blob(make, clear):
+    """The split optimiser moves the deviations, and by the cycle's weight."""
+    stds = {}
+    for weight in ("elbo", "cycle"):
+        options = {"kl_weight": weight, "kl_step": "sgd", "rate": 0.02}
+        model = make("blob", weights=options, kl=1.0)
+        torch.manual_seed(0)
+        start = torch.cat(
+            [p.detach().square().flatten() for p in model.backbone.weights.parameters()]
+        )
+        fit(model, clear, progress=silent)
+        end = torch.cat(
+            [p.detach().square().flatten() for p in model.backbone.weights.parameters()]
+        )
+        stds[weight] = float((end / start).mean())
+        assert stds[weight] != 1.0
+    assert stds["elbo"] > 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("mc_dropout", {"dropout": 0.0}, "dropout above 0"),
+        ("mc_dropout", {"adapter.kind": "polar"}, "LoRA's factors"),
+        ("tfb", {"adapter.kind": "polar"}, "LoRA's factors"),
+        ("scalabl", {"adapter.kind": "polar"}, "LoRA's factors"),
+        ("ensemble", {"weights": {"members": 1}}, "2 or more"),
+        ("blob", {"head.kind": "gaussian"}, "head.kind=linear"),
+        ("blob", {"refresh": "block"}, "finalize.refresh=none"),
+        ("blob", {"weights": {"prior_std": 0.0}}, "weights.prior_std is 0"),
+        ("blob", {"weights": {"prior_sdt": 1.0}}, "Did you mean 'prior_std'"),
+        ("mle", {"weights": {"prior_std": 1.0}}, "unknown key weights.prior_std"),
+        ("tfb", {"weights": {"statistic": "acc"}}, "expected 'nll' or 'changed'"),
+        ("map", {"head.kind": "gaussian"}, "head.kind=linear"),
+    ],
+)
+def test_what_cannot_be_is_refused_when_it_is_built(make, name, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        make(name, **overrides)
+
+
+def test_tfb_wants_the_rows_it_is_told_to_use(make, clear):
+    model = make("tfb", weights={"anchor": "held_out"}, epochs=1)
+    with pytest.raises(ConfigError, match="needs held-out rows"):
+        fit(model, clear, progress=silent)
+
+
+def test_options_are_kept_with_the_run(make, clear, tmp_path):
+    model = make("blob", weights={"prior_std": 0.4}, epochs=1)
+    fit(model, clear, out=tmp_path / "run", progress=silent)
+    manifest = json.loads((tmp_path / "run/model/bayestune.json").read_text())
+    assert manifest["recipe"]["weights"]["prior_std"] == 0.4
+    assert manifest["recipe"]["weights"]["kl_weight"] == "elbo"
