@@ -123,7 +123,7 @@ METHOD = pieces.compose(
     "Gaussian over LoRA and head, learnt by its optimiser; S passes of the adapted layers",
     "arXiv 2411.04421",
     pieces.POINT,
-    {"train": {"kl": "auto", "schedule": "joint", "clip": 0.0}},
+    {"train": {"lr": 1e-3, "kl": "auto", "schedule": "joint", "clip": 0.0}},
     build=build,
     settle=settle,
     check=check,
