@@ -26,7 +26,10 @@ def flat(data, prefix: str = "") -> dict[str, object]:
 
 
 def test_names() -> None:
-    assert recipes.names() == ["blob", "encoder", "ivon", "mle", "polar_vbll", "quickstart", "swag"]
+    assert recipes.names() == [
+        *("bayesian_lora", "blob", "c_lora", "encoder", "ensemble", "ivon", "map", "mc_dropout"),
+        *("mle", "polar_blob", "polar_vbll", "quickstart", "scalabl", "swag", "tfb"),
+    ]
 
 
 @pytest.mark.parametrize("name", recipes.names())
@@ -51,6 +54,16 @@ def test_the_full_recipe_has_every_key_in_order_with_a_comment() -> None:
     assert list(flat(read_yaml(path))) == list(keys())
     notes = comments(path.read_text(encoding="utf-8"))
     assert [k for k in keys() if k != "method" and not notes[k].beside] == []
+
+
+@pytest.mark.parametrize("name", sorted(methods.METHODS))
+def test_options_of_a_method_stand_in_its_recipe_with_a_comment(name: str) -> None:
+    own = methods.recipe(name).weights
+    if own:
+        path = recipes.shipped(name)
+        assert read_yaml(path)["weights"] == own
+        notes = comments(path.read_text(encoding="utf-8"))
+        assert [key for key in own if not notes[f"weights.{key}"].beside] == []
 
 
 def test_the_quick_start_names_nothing_that_tells_methods_apart() -> None:

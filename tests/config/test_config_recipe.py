@@ -74,6 +74,8 @@ OTHER: dict[str, Any] = {
     "train.weight_decay": 0.01,
     "train.kl": 0.3,
     "train.head_steps": 2,
+    "train.label_smoothing": 0.1,
+    "train.entropy_bonus": 0.05,
     "train.hold_out": 0.25,
     "train.patience": 2,
     "finalize.precision": 10.0,
@@ -190,6 +192,7 @@ def test_a_wrong_type_names_the_key_and_what_is_expected(key, value, expected):
         *(("head.init_scale", -1), ("train.epochs", 0), ("train.batch_size", 0), ("train.lr", 0)),
         *(("train.head_lr", -1), ("train.warmup", 1), ("train.clip", -1), ("train.kl", -0.1)),
         *(("train.weight_decay", -1), ("train.head_steps", 0), ("train.hold_out", 1)),
+        *(("train.label_smoothing", 1), ("train.entropy_bonus", -0.1)),
         *(("train.patience", -1), ("finalize.precision", 0), ("finalize.temperature", -2)),
         *(("cache.max_gb", -1), ("cache.max_disk_gb", -1), ("predict.samples", -1)),
         *(("prompt.max_length", 0), ("prompt.template", "no field"), ("prompt.system", "Be kind.")),
@@ -251,6 +254,7 @@ line = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 #: Values in range for keys whose type alone does not say.
 IN_RANGE: dict[str, st.SearchStrategy[Any]] = {
     **dict.fromkeys(("adapter.dropout", "train.warmup", "train.hold_out"), share),
+    **dict.fromkeys(("train.label_smoothing", "train.entropy_bonus"), share),
     **dict.fromkeys(("prompt.max_length", "predict.samples"), st.integers(2, 10**6)),
     "prompt.template": st.none()
     | line.map(lambda t: t.replace("{", "").replace("}", "") + "{text}"),

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 from backbone_zoo import CLASSES
-from toy_tasks import foreign_texts
+from toy_tasks import foreign_texts, number_rows
 
 from bayestune import methods
 from bayestune.config import to_mapping
+from bayestune.data import Task
 from bayestune.errors import ConfigError
 from bayestune.finalize import item_nll
 from bayestune.model import BayesModel
@@ -29,6 +30,8 @@ RANDOM: dict[str, dict[str, Any]] = {
     "tfb": {"weights": {"tolerance": 0.05}},
     "mc_dropout": {"dropout": 0.3},
     "ensemble": {"weights": {"members": 3}},
+    "bayesian_lora": {},
+    "c_lora": {"weights": {"init_std": 0.1}},
 }
 TRAIN = {"lr": 1e-2, "epochs": 6, "targets": "all-linear"}
 
@@ -118,7 +121,7 @@ def test_encoders(name, make, clear, bert_base):
     assert a.epistemic.mean() > 0
 
 
-@pytest.mark.parametrize("name", ["blob", "scalabl", "ensemble"])
+@pytest.mark.parametrize("name", ["blob", "scalabl", "ensemble", "bayesian_lora", "c_lora"])
 def test_an_interrupted_run_ends_as_a_whole_one(name, make, clear, tmp_path):
     import sys
 
@@ -138,6 +141,21 @@ def test_a_temperature_is_fitted_on_the_averaged_probabilities(make, clear):
     run = fit(model, clear, progress=silent)
     assert run.chosen["temperature"] != 1.0
     assert model.predict(["login"]).probs.sum() == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["blob", "ensemble"])
+def test_numbers(name, make):
+    """Epistemic deviation is that of the draws' means; the noise is the head's."""
+    rows = Task.from_rows(number_rows(60), kind="regression")
+    model = make(name, labels=rows, lr=1e-2, temperature="auto", **RANDOM[name])
+    fit(model, rows, progress=silent)
+    found, mean = model.predict(rows), probs(model, rows, samples=0)
+    assert found.epistemic.mean() > 1e-4 and mean.epistemic.abs().max() == 0
+    torch.testing.assert_close(found.std, torch.hypot(found.aleatoric, found.epistemic))
+    draws = model.observe(rows).logits[..., 0].double()  # pyright: ignore
+    scaled = draws * model.scaling.std + model.scaling.mean
+    torch.testing.assert_close(found.mean, scaled.mean(0), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.epistemic, scaled.std(0, correction=0), rtol=1e-4, atol=1e-6)
 
 
 # what sets each apart -----------------------------------------------------------------------------
@@ -234,6 +252,21 @@ def test_the_published_steps_of_blob(make, clear):
 def test_what_cannot_be_is_refused_when_it_is_built(make, name, overrides, message):
     with pytest.raises(ConfigError, match=message):
         make(name, **overrides)
+
+
+def test_tfb_is_about_classes(make):
+    with pytest.raises(ConfigError, match="loss of classes"):
+        make("tfb", labels=Task.from_rows(number_rows(20), kind="regression"))
+
+
+@pytest.mark.parametrize("name", ["blob", "tfb"])
+def test_questions_with_fewer_choices(name, make, choice):
+    model = make(name, labels=choice, epochs=2, **RANDOM[name])
+    fit(model, choice, progress=silent)
+    found = model.predict(choice)
+    missing = model.mask(choice)
+    assert missing is not None and found.probs[~missing].abs().max() == 0
+    torch.testing.assert_close(found.probs.sum(1), torch.ones(len(choice)))
 
 
 def test_tfb_wants_the_rows_it_is_told_to_use(make, clear):

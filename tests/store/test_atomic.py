@@ -24,7 +24,7 @@ from bayestune.files import (
 )
 from bayestune.progress import silent
 from bayestune.store import load
-from bayestune.training import fit, session
+from bayestune.training import fit, resume
 
 resource = pytest.importorskip("resource")
 TEXTS = ["find my parcel", "login"]
@@ -96,7 +96,7 @@ def test_a_full_disk_leaves_the_previous_model(saved_kind, make, tmp_path, limit
 
 def test_a_full_disk_in_training_leaves_the_last_checkpoint(make, clear, tmp_path) -> None:
     saves: list[Path] = []
-    save = session.save_checkpoint
+    save = resume.save_checkpoint
 
     def save_twice(folder: Path, *arguments: Any) -> None:
         if len(saves) == 2:
@@ -105,7 +105,7 @@ def test_a_full_disk_in_training_leaves_the_last_checkpoint(make, clear, tmp_pat
         save(folder, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session, "save_checkpoint", save_twice)
+        patch.setattr(resume, "save_checkpoint", save_twice)
         with pytest.raises(OSError, match="No space left"):
             fit(make(), clear, out=tmp_path / "run", progress=silent)
     run = fit(make(), clear, out=tmp_path / "run", resume=True, progress=silent)

@@ -210,7 +210,7 @@ def peft_config(adapter: AdapterConfig, base: Base, layers: list[int], task_type
     """
     from peft import LoraConfig
 
-    from bayestune.peft import PolarConfig
+    from bayestune.peft import ContextualLoraConfig, PolarConfig
     from bayestune.peft.targets import check_targets
 
     targets: Any = adapter.targets
@@ -232,7 +232,8 @@ def peft_config(adapter: AdapterConfig, base: Base, layers: list[int], task_type
     checked = PolarConfig(**{**common, "r": 1})
     check_targets(checked, base.model)
     common |= {"target_modules": checked.target_modules, "lora_alpha": adapter.alpha}
-    return LoraConfig(lora_dropout=adapter.dropout, **common)
+    kind = LoraConfig if adapter.kind == "lora" else ContextualLoraConfig
+    return kind(lora_dropout=adapter.dropout, **common)
 
 
 def default_targets(base: Base) -> list[str]:

@@ -234,6 +234,8 @@ class Backbone(nn.Module):
     def _inputs(
         self, attention_mask: Tensor, position_ids: Tensor | None, token_type_ids: Tensor | None
     ) -> dict[str, Any]:
+        if self.weights is not None:
+            self.weights.mask = attention_mask
         inputs: dict[str, Any] = {"attention_mask": attention_mask}
         if self.decoder:
             if position_ids is None:

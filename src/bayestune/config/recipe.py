@@ -18,7 +18,7 @@ def _check(ok: bool, key: str, given: object, expected: str) -> None:
 class AdapterConfig:
     """Where and how the backbone is adapted."""
 
-    kind: Literal["polar", "lora"] = "polar"
+    kind: Literal["polar", "lora", "contextual"] = "polar"
     rank: int = 8
     alpha: float = 16.0  # ΔW is scaled by alpha / rank
     dropout: float = 0.0
@@ -73,6 +73,8 @@ class TrainConfig:
     deviations: Literal["adam", "natural"] = "adam"  # step of the posterior's log deviations
     schedule: Literal["alternate", "joint"] = "alternate"
     class_weights: Literal["none", "balanced"] | str = "none"  # or name=weight,name=weight
+    label_smoothing: float = 0.0  # share of each label spread over all classes; point heads only
+    entropy_bonus: float = 0.0  # weight of the predictive's entropy in the loss; point heads only
     hold_out: float = 0.1  # share of the training rows held out where no validation set is given
     patience: int = 0  # epochs without a better validation NLL before stopping; 0: run them all
     keep: Literal["best", "last"] = "best"  # which epoch's weights are kept, by validation NLL
@@ -88,6 +90,9 @@ class TrainConfig:
         _check(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "0 or more")
         _check(self.kl == "auto" or float(self.kl) >= 0, "train.kl", self.kl, "'auto' or 0 or more")
         _check(self.head_steps >= 1, "train.head_steps", self.head_steps, "at least 1")
+        for key in ("label_smoothing", "entropy_bonus"):
+            value = getattr(self, key)
+            _check(0 <= value < 1, f"train.{key}", value, "a number in [0, 1)")
         _check(0 <= self.hold_out < 1, "train.hold_out", self.hold_out, "a share in [0, 1)")
         _check(self.patience >= 0, "train.patience", self.patience, "0 or more")
 

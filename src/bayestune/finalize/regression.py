@@ -8,6 +8,7 @@ factor on its predictive standard deviations. Both are chosen as `finalize.choic
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -24,18 +25,20 @@ from bayestune.finalize.select import require_held_out
 from bayestune.finalize.temperature import best_temperature, given_temperature, require_rows
 from bayestune.head import GaussianHead, LinearHead, Noise
 from bayestune.metrics import regression_nll
+from bayestune.posterior.observed import LogitDraws, LogitMoments, Observed
 from bayestune.posterior.regression import RegressionPredictive
 from bayestune.progress import Progress, silent
 
 
 def regression_predictive(
-    head: GaussianHead | LinearHead, phi: Tensor, *, at_mean: bool = False
+    head: GaussianHead | LinearHead, phi: Observed, *, at_mean: bool = False
 ) -> RegressionPredictive:
-    """Return the predictive of features ``(B, D)``, in units of the targets' deviation.
+    """Return the predictive of what was observed, in units of the targets' deviation.
 
     Args:
         head: predicts numbers.
-        phi: features.
+        phi: features ``(B, D)``, or what random adapter weights say of the numbers; the noise is
+            that at their mean.
         at_mean: of the posterior's mean alone, without epistemic variance.
 
     Raises:
@@ -43,7 +46,12 @@ def regression_predictive(
     """
     noise = _noise(head)
     with torch.no_grad():
-        mu, var = head.moments(phi)
+        if isinstance(phi, LogitDraws):
+            mu, var, phi = phi.logits.mean(0), phi.logits.var(0, correction=0), phi.phi
+        elif isinstance(phi, LogitMoments):
+            mu, var, phi = phi.mean, phi.covariance[..., 0], phi.phi
+        else:
+            mu, var = head.moments(phi)
         if at_mean:
             var = torch.zeros_like(var)
         return RegressionPredictive.from_moments(mu, var, noise.variance(phi), noise.dof)
@@ -172,5 +180,13 @@ def _point(head: LinearHead, held_out: Features | None, config: FinalizeConfig) 
     require_rows(config, held_out)
     if config.temperature != "auto" or held_out is None:
         return Candidate("trained", 1.0, given_temperature(config), None)
-    temperature, nll = fit_std_factor(regression_predictive(head, held_out.phi), held_out)
+    observed = held_out.phi if held_out.logits is None else held_out.logits
+    predictive = regression_predictive(head, observed)
+
+    def loss(factor: float) -> float:
+        # Of a point's deviation only the noise is folded into the head.
+        louder = replace(predictive, aleatoric=factor * predictive.aleatoric)
+        return float(regression_losses(louder, held_out).mean())
+
+    temperature, nll = best_temperature(loss, len(held_out))
     return Candidate("trained", 1.0, temperature, nll)

@@ -9,7 +9,9 @@ from typing import Any
 from bayestune.config import Recipe, from_mapping, merge
 from bayestune.errors import ConfigError, nearest
 from bayestune.methods import (
+    bayesian_lora,
     blob,
+    c_lora,
     ensemble,
     ivon,
     last_layer_laplace,
@@ -46,6 +48,8 @@ METHODS: dict[str, Method] = {
         scalabl,
         swag,
         ivon,
+        bayesian_lora,
+        c_lora,
     )
 }
 

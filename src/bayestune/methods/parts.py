@@ -235,10 +235,10 @@ def predict(
 
     With ``predict.samples=0`` it is that of the posterior's mean.
     """
-    if not isinstance(phi, Tensor):
-        return observed_at(phi, 1.0, mask, config)
     if isinstance(head, GaussianHead | LinearHead) and head.noise is not None:
         return regression_predictive(head, phi, at_mean=config.samples == 0)
+    if not isinstance(phi, Tensor):
+        return observed_at(phi, 1.0, mask, config)
     with torch.no_grad():
         if config.samples == 0:
             return at_mean(head, phi, mask)(1.0)

@@ -53,6 +53,8 @@ def build(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Recipe
     """Adapt the base; nothing is random before training has ended."""
     require_lora(recipe)
     require_point_head(recipe)
+    if task.kind == "regression":
+        raise ConfigError("tfb measures the loss of classes; for numbers use another method.")
     made = pieces.build(base, source, tokenizer, task, recipe)
     made.backbone.weights = IsotropicWeights(sites(made.backbone.peft_model, "A"))
     return made

@@ -1,9 +1,15 @@
-"""PoLAR as a PEFT method: importing this package registers it with PEFT."""
+"""PoLAR and contextual LoRA as PEFT methods: importing this package registers them with PEFT."""
 
 from __future__ import annotations
 
 from bayestune.peft.additive import AdditiveLinear
 from bayestune.peft.config import PolarConfig
+from bayestune.peft.contextual import (
+    Context,
+    ContextualLoraConfig,
+    ContextualLoraModel,
+    has_context,
+)
 from bayestune.peft.export import export_lora
 from bayestune.peft.layer import PolarLinear
 from bayestune.peft.model import PolarModel
@@ -14,6 +20,9 @@ from bayestune.peft.tuner import LinearTuner
 __all__ = [
     "AdapterRow",
     "AdditiveLinear",
+    "Context",
+    "ContextualLoraConfig",
+    "ContextualLoraModel",
     "LinearTuner",
     "MethodKey",
     "PolarConfig",
@@ -21,8 +30,10 @@ __all__ = [
     "PolarModel",
     "adapter_report",
     "export_lora",
+    "has_context",
     "method_key",
     "register",
 ]
 
 register("POLAR", PolarConfig, PolarModel)
+register("CONTEXTUAL_LORA", ContextualLoraConfig, ContextualLoraModel)

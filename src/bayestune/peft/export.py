@@ -68,7 +68,7 @@ def _polar_config(peft_model: PeftModel, adapter_name: str) -> PolarConfig:
     if not isinstance(config, PolarConfig):
         raise ModelError(
             f"Adapter {adapter_name!r} is {config.peft_type.value}, but export_lora converts "
-            "PoLAR. Save a LoRA adapter with save_pretrained."
+            "PoLAR. A LoRA adapter is saved with save_pretrained; a contextual one has no LoRA."
         )
     return config
 

@@ -60,7 +60,8 @@ def register(name: str, config: type[PeftConfig], tuner: type[BaseTuner]) -> Non
     Args:
         name: the method in capitals, as written to ``adapter_config.json``.
         config: its `PeftConfig` dataclass.
-        tuner: its `BaseTuner`, whose ``prefix`` begins the names of all adapter parameters.
+        tuner: its `BaseTuner`, whose ``prefix`` begins the names of all adapter parameters: one of
+            its own, or that of the tuner it extends.
 
     Raises:
         ModelError: the name or the prefix already belongs to another method.
@@ -78,7 +79,9 @@ def register(name: str, config: type[PeftConfig], tuner: type[BaseTuner]) -> Non
             "version within bayestune's supported range."
         )
     for other, prefix in prefixes.items():
-        if prefix == tuner.prefix and other != key:
+        # Who extends another method's tuner keeps its names.
+        own = any(issubclass(tuner, tuners[o]) for o, p in prefixes.items() if p == tuner.prefix)
+        if prefix == tuner.prefix and other != key and not own:
             raise ModelError(
                 f"The parameter prefix {prefix!r} of {name!r} belongs to PEFT's {other.value!r}. "
                 "Choose another prefix."

@@ -70,7 +70,7 @@ def card(model: BayesModel) -> str:
         version=__version__,
         example='[{"question": "…", "choices": ["…", "…"]}]' if choice else '["…"]',
         stock=stock if classifier else _FEATURES,
-        registers="import bayestune\n" if model.recipe.adapter.kind == "polar" else "",
+        registers="import bayestune\n" if model.recipe.adapter.kind != "lora" else "",
         auto=f"AutoPeftModelFor{'SequenceClassification' if classifier else 'FeatureExtraction'}",
         number=f", num_labels={model.task.outputs}" if classifier else "",
     )

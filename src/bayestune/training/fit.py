@@ -16,6 +16,7 @@ from bayestune.head import GenerativeHead
 from bayestune.model import BayesModel
 from bayestune.progress import Progress, shown
 from bayestune.training.loop import natural_deviations
+from bayestune.training.penalty import require_point
 from bayestune.training.run import Journal, Run
 from bayestune.training.session import Session
 
@@ -87,6 +88,7 @@ def split(model: BayesModel, train: Task, val: Task | None) -> tuple[Task, Task 
     if recipe.train.deviations == "natural":
         kl = recipe.train.kl
         natural_deviations(model.head, 1.0 if isinstance(kl, str) else kl)
+    require_point(recipe.train, model.head)
     if train.kind != "regression" and sum(count > 0 for count in train.class_counts) < 2:
         raise DataError(
             f"{train.title}: all training rows are of one class; a classifier needs two or more."

@@ -21,10 +21,11 @@ from bayestune.backbone import Reader
 from bayestune.config import TrainConfig
 from bayestune.data import length_grouped_batches
 from bayestune.errors import ConfigError, NumericsError
-from bayestune.finalize import Rows
+from bayestune.finalize import Features, Rows
 from bayestune.methods import Method, Terms
 from bayestune.optim import DEVIATIONS, Ivon, StiefelAdam, param_groups, step_deviations
 from bayestune.progress import Advance
+from bayestune.training.penalty import confidence
 
 #: Share of a batch in the running mean of the deviations' fixed point, at the peak of the schedule.
 DEVIATION_RATE = 0.1
@@ -213,11 +214,12 @@ class Loop:
             still = self.rows.batch(phi.detach(), batch)
             for _ in range(self.config.head_steps):
                 terms = self.method.loss(self.head, still)
-                self._descend(terms.nll + scale * terms.kl, batch)
+                self._descend(terms.nll + scale * terms.kl + self._penalty(still), batch)
                 self._step_posterior(rate)
                 self.head.zero_grad()
-        terms = self.method.loss(self.head, self.rows.batch(phi, batch))
-        loss = terms.nll + scale * terms.kl
+        now = self.rows.batch(phi, batch)
+        terms = self.method.loss(self.head, now)
+        loss = terms.nll + scale * terms.kl + self._penalty(now)
         if weights is not None and weights.has_kl:
             own = self.kappa * weights.kl_weight(self.step, len(self.rows), self.config.batch_size)
             kl = weights.kl()
@@ -234,6 +236,13 @@ class Loop:
                 if isinstance(optimizer, Ivon):
                     stack.enter_context(optimizer.sampled())
             yield
+
+    def _penalty(self, batch: Features) -> Tensor | float:
+        """Return what the recipe adds to the objective, which is no part of the bound."""
+        smoothing, bonus = self.config.label_smoothing, self.config.entropy_bonus
+        if smoothing == bonus == 0:
+            return 0.0
+        return confidence(self.head(batch.phi), batch, smoothing, bonus)
 
     def _step_posterior(self, rate: float) -> None:
         self.posterior.step()

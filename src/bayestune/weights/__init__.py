@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bayestune.weights.contextual import ContextualWeights
 from bayestune.weights.distribution import Drawing, MixedRowsError, WeightDistribution
 from bayestune.weights.dropout import DropoutWeights, dropout_sites
 from bayestune.weights.gaussian import GaussianWeights
+from bayestune.weights.inducing import InducedWeights, Inducing
 from bayestune.weights.isotropic import IsotropicWeights
 from bayestune.weights.ivon import IvonWeights
 from bayestune.weights.members import MemberWeights
@@ -15,10 +17,13 @@ from bayestune.weights.spread import spread
 from bayestune.weights.swag import SwagWeights
 
 __all__ = [
+    "ContextualWeights",
     "Drawing",
     "DropoutWeights",
     "Factor",
     "GaussianWeights",
+    "InducedWeights",
+    "Inducing",
     "IsotropicWeights",
     "IvonWeights",
     "MemberWeights",

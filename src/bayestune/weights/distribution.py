@@ -52,7 +52,12 @@ class WeightDistribution(nn.Module):
 
     Args:
         sites: where q acts, by name.
+
+    Attributes:
+        mask: which positions of the current batch are tokens, ``(B, T)``; the backbone sets it.
     """
+
+    mask: Tensor | None = None
 
     #: Whether anything is; a prior around a point is a distribution, too.
     is_random: ClassVar[bool] = True

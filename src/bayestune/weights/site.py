@@ -9,9 +9,9 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from bayestune.errors import ModelError
-from bayestune.peft import PolarLinear
+from bayestune.peft import PolarLinear, has_context
 
-Factor = Literal["A", "B", "core"]
+Factor = Literal["A", "B", "core", "context"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ def sites(peft_model: nn.Module, *factors: Factor, adapter: str = "default") -> 
     """Return the maps of all adapted layers, by the path of the layer and the factor's name.
 
     LoRA, ``ΔW = s · B A``, has the factors ``A`` and ``B``; PoLAR, ``ΔW = s · X Θ Yᵀ``, has the
-    ``core`` Θ between its two frames.
+    ``core`` Θ between its two frames. Contextual LoRA has the ``context`` between A and B, a small
+    network on A's value; the weight of its site is the one that gives the matrix.
 
     Args:
         peft_model: the adapted model.
@@ -53,9 +54,14 @@ def sites(peft_model: nn.Module, *factors: Factor, adapter: str = "default") -> 
         path = path.removeprefix("base_model.model.")
         for factor in factors:
             module: Any = None
-            if isinstance(layer, LoraLayer) and factor != "core":
+            if isinstance(layer, LoraLayer) and factor == "context":
+                if has_context(layer, adapter):
+                    module = layer.lora_A[adapter].context
+                    found[f"{path}.context"] = Site(module, module.matrix.weight, layer)
+            elif isinstance(layer, LoraLayer) and factor != "core":
                 maps: Any = layer.lora_A if factor == "A" else layer.lora_B
-                if adapter in maps:
+                # With a context behind it A's value is no linear map's.
+                if adapter in maps and not (factor == "A" and has_context(layer, adapter)):
                     module = maps[adapter]
                     found[f"{path}.{factor}"] = Site(module, module.weight, layer)
             elif isinstance(layer, PolarLinear) and factor == "core" and adapter in layer.polar_X:
@@ -64,6 +70,6 @@ def sites(peft_model: nn.Module, *factors: Factor, adapter: str = "default") -> 
     if not found:
         raise ModelError(
             f"The adapter has no factor {' or '.join(factors)} to put a distribution over: LoRA "
-            "has A and B, PoLAR has a core."
+            "has A and B, PoLAR has a core, contextual LoRA has a context."
         )
     return found
