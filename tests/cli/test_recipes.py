@@ -27,9 +27,9 @@ def flat(data, prefix: str = "") -> dict[str, object]:
 
 def test_names() -> None:
     assert recipes.names() == [
-        *("bayesian_lora", "blob", "c_lora", "encoder", "ensemble", "laplace_lora"),
-        *("map", "mc_dropout", "mle"),
-        *("polar_blob", "polar_laplace", "polar_vbll", "quickstart", "scalabl", "tfb"),
+        *("bayesian_lora", "blob", "c_lora", "encoder", "ensemble", "ivon", "laplace_lora", "map"),
+        *("mc_dropout", "mle", "polar_blob", "polar_laplace", "polar_vbll", "quickstart"),
+        *("scalabl", "swag", "tfb"),
     ]
 
 

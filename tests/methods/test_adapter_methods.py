@@ -255,7 +255,7 @@ def test_what_cannot_be_is_refused_when_it_is_built(make, name, overrides, messa
 
 
 def test_tfb_is_about_classes(make):
-    with pytest.raises(ConfigError, match="loss of classes"):
+    with pytest.raises(ConfigError, match="tfb predicts classes"):
         make("tfb", labels=Task.from_rows(number_rows(20), kind="regression"))
 
 
@@ -269,10 +269,11 @@ def test_questions_with_fewer_choices(name, make, choice):
     torch.testing.assert_close(found.probs.sum(1), torch.ones(len(choice)))
 
 
-def test_tfb_wants_the_rows_it_is_told_to_use(make, clear):
+def test_tfb_holds_rows_out_where_it_is_to_use_them(make, clear):
     model = make("tfb", weights={"anchor": "held_out"}, epochs=1)
-    with pytest.raises(ConfigError, match="needs held-out rows"):
-        fit(model, clear, progress=silent)
+    assert fit(model, clear, progress=silent).chosen["anchors"] == 12
+    with pytest.raises(ConfigError, match=r"weights\.anchor=held_out"):
+        fit(make("tfb", weights={"anchor": "held_out"}, hold_out=0.0), clear, progress=silent)
 
 
 def test_options_are_kept_with_the_run(make, clear, tmp_path):

@@ -180,7 +180,7 @@ def test_rotations_of_polars_frames_change_nothing(make) -> None:
 
 
 def test_what_is_chosen_is_reported_and_the_evidence_is_largest_there(make) -> None:
-    model, done = run(make)
+    model, done = run(make, weights={"precision": "evidence"})
     chosen = done.chosen["weights"]
     assert set(chosen) == {"precision", "log_evidence"}
     best = chosen["precision"]["adapter"]

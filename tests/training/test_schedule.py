@@ -19,6 +19,12 @@ def test_the_rate_rises_to_its_peak_and_falls_to_nothing(make, clear, make_loop)
     assert make_loop(make(), clear, warmup=0.0).rate(0) == 1
 
 
+def test_the_fall_may_end_above_nothing(make, clear, make_loop) -> None:
+    loop = make_loop(make(), clear, epochs=2, batch_size=12, warmup=0.2, floor=0.5)
+    expected = [1 / 4, 2 / 4, 3 / 4, 1] + [max(0.5, (20 - step) / 16) for step in range(4, 20)]
+    assert [loop.rate(step) for step in range(20)] == pytest.approx(expected)
+
+
 def test_every_group_follows_the_rate_from_its_own_peak(make, clear, make_loop) -> None:
     model = make()
     loop = make_loop(

@@ -65,6 +65,7 @@ class TrainConfig:
     head_lr: float = 5e-3  # peak learning rate of the head, in units of features with ‖φ‖² = D
     core: Literal["spectral", "adam"] = "spectral"  # step of Θ; adam lets it fall to rank one
     warmup: float = 0.06  # share of all steps with a rising rate; linear decay after it
+    floor: float = 0.0  # lowest share of the peak rate: the decay ends there
     clip: float = 1.0  # largest norm of the adapter's gradient; 0 switches clipping off
     weight_decay: float = 0.0  # decoupled, on Euclidean adapter parameters (never on X, Y)
     kl: float | Literal["auto"] = "auto"  # κ: the KL weighs κ/N; auto: by held-out likelihood
@@ -84,6 +85,7 @@ class TrainConfig:
         _check(self.lr > 0, "train.lr", self.lr, "a positive number")
         _check(self.head_lr > 0, "train.head_lr", self.head_lr, "a positive number")
         _check(0 <= self.warmup < 1, "train.warmup", self.warmup, "a share in [0, 1)")
+        _check(0 <= self.floor <= 1, "train.floor", self.floor, "a share in [0, 1]")
         _check(self.clip >= 0, "train.clip", self.clip, "0 or a positive number")
         _check(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "0 or more")
         _check(self.kl == "auto" or float(self.kl) >= 0, "train.kl", self.kl, "'auto' or 0 or more")

@@ -13,6 +13,7 @@ from bayestune.methods import (
     blob,
     c_lora,
     ensemble,
+    ivon,
     laplace_lora,
     last_layer_laplace,
     lora_vbll,
@@ -24,6 +25,7 @@ from bayestune.methods import (
     polar_mle,
     polar_vbll,
     scalabl,
+    swag,
     temperature,
     tfb,
 )
@@ -48,6 +50,8 @@ METHODS: dict[str, Method] = {
         scalabl,
         laplace_lora,
         polar_laplace,
+        swag,
+        ivon,
         bayesian_lora,
         c_lora,
     )
@@ -78,10 +82,14 @@ def checked(recipe: Recipe) -> Recipe:
     """Return a recipe with its method's own options complete.
 
     Raises:
-        ConfigError: for an unknown method, an option that it does not have or a wrong value.
+        ConfigError: for an unknown method, an option that it does not have, a wrong value or what
+            the method does not do.
     """
-    options = from_mapping(recipe.weights, get(recipe.method).options, "weights.")
-    return replace(recipe, weights=asdict(options))
+    method = get(recipe.method)
+    options = from_mapping(recipe.weights, method.options, "weights.")
+    recipe = replace(recipe, weights=asdict(options))
+    method.check(recipe)
+    return recipe
 
 
 __all__ = ["METHODS", "Method", "Parts", "Terms", "at_mean", "checked", "get", "recipe"]

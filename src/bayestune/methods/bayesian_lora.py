@@ -21,7 +21,7 @@ from bayestune.config import Recipe
 from bayestune.data import Task
 from bayestune.errors import ConfigError
 from bayestune.methods import parts
-from bayestune.methods.checks import require_lora, require_point_head, require_positive
+from bayestune.methods.checks import require_lora_under_point, require_positive
 from bayestune.methods.contract import Parts
 from bayestune.weights import InducedWeights, Inducing, sites
 
@@ -53,8 +53,6 @@ class Options:
 
 def build(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Recipe) -> Parts:
     """Adapt the base and put the posterior over both factors of LoRA."""
-    require_lora(recipe)
-    require_point_head(recipe)
     made = parts.build(base, source, tokenizer, task, recipe)
     options = dict(recipe.weights)
     rate = options.pop("rate")
@@ -70,5 +68,6 @@ METHOD = parts.compose(
     parts.POINT,
     {"train": {"lr": 2e-3, "kl": 1.0}},
     build=build,
+    check=require_lora_under_point,
     options=Options,
 )

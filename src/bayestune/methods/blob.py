@@ -40,7 +40,6 @@ class Options:
 
 def build(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Recipe) -> Parts:
     """Adapt the base and put a Gaussian over LoRA's A, or over PoLAR's core."""
-    require_point_head(recipe)
     made = parts.build(base, source, tokenizer, task, recipe)
     options = Options(**recipe.weights)
     where = sites(made.backbone.peft_model, "A" if recipe.adapter.kind == "lora" else "core")
@@ -62,5 +61,6 @@ METHOD = parts.compose(
     parts.POINT,
     {"train": {"kl": 1.0}},
     build=build,
+    check=require_point_head,
     options=Options,
 )

@@ -43,14 +43,18 @@ class Options:
             raise ConfigError(f"weights.init_std is {self.init_std}; expected between 0 and 1.")
 
 
-def build(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Recipe) -> Parts:
-    """Adapt the base with contextual LoRA and make its matrices random."""
+def check(recipe: Recipe) -> None:
+    """Refuse what is not a contextual LoRA under a point head."""
     if recipe.adapter.kind != "contextual":
         raise ConfigError(
             f"c_lora is about the matrix of a contextual LoRA; adapter.kind is "
             f"{recipe.adapter.kind}, expected contextual."
         )
     require_point_head(recipe)
+
+
+def build(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Recipe) -> Parts:
+    """Adapt the base with contextual LoRA and make its matrices random."""
     made = parts.build(base, source, tokenizer, task, recipe)
     where = sites(made.backbone.peft_model, "context")
     made.backbone.weights = ContextualWeights(where, **recipe.weights)
@@ -64,5 +68,6 @@ METHOD = parts.compose(
     parts.POINT,
     {"adapter": {"kind": "contextual"}, "train": {"kl": 1.0}},
     build=build,
+    check=check,
     options=Options,
 )

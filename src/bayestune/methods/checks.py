@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bayestune.config import Recipe
+from bayestune.data import Task
 from bayestune.errors import ConfigError
 
 
@@ -39,3 +40,15 @@ def require_point_head(recipe: Recipe) -> None:
             f"{recipe.method} averages over the adapter's weights under a point head: use "
             f"finalize.refresh=none, not {recipe.finalize.refresh}."
         )
+
+
+def require_lora_under_point(recipe: Recipe) -> None:
+    """Raise ConfigError for anything but LoRA under a point head."""
+    require_lora(recipe)
+    require_point_head(recipe)
+
+
+def require_classes(recipe: Recipe, task: Task) -> None:
+    """Raise ConfigError for a regression."""
+    if task.kind == "regression":
+        raise ConfigError(f"{recipe.method} predicts classes; for numbers use polar_vbll or mle.")

@@ -97,6 +97,16 @@ class Predict(Protocol):
     ) -> Predictive | RegressionPredictive: ...
 
 
+class Check(Protocol):
+    """Raise ConfigError where a recipe asks for what a method does not do."""
+
+    def __call__(self, recipe: Recipe) -> None: ...
+
+
+def anything(recipe: Recipe) -> None:
+    """Accept every recipe."""
+
+
 @dataclass(frozen=True)
 class Method:
     """One way to fine-tune: a composition of adapter, head, objective, finaliser and predictor.
@@ -107,6 +117,7 @@ class Method:
         source: the paper.
         settle: makes the adapter's weights random after training, where it does.
         open_choices: what a recipe leaves `settle` to choose by held-out rows, in words for people.
+        check: refuses recipes, before anything is loaded.
         defaults: recipe values where they differ from the recipe's own.
         options: a frozen dataclass of the keys in its section ``weights``.
     """
@@ -120,5 +131,6 @@ class Method:
     predict: Predict
     settle: Settle | None = None
     open_choices: Callable[[Recipe], list[str]] = lambda recipe: []
+    check: Check = anything
     defaults: Mapping[str, Any] = field(default_factory=dict)
     options: type = NoOptions

@@ -19,7 +19,7 @@ from bayestune.data import Task
 from bayestune.errors import ConfigError
 from bayestune.finalize import Rows
 from bayestune.methods import parts as pieces
-from bayestune.methods.checks import require_lora, require_point_head
+from bayestune.methods.checks import require_lora_under_point
 from bayestune.methods.contract import Parts
 from bayestune.progress import Progress, silent
 from bayestune.weights import MemberWeights, head_site, sites
@@ -38,8 +38,6 @@ class Options:
 
 def build(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Recipe) -> Parts:
     """Adapt the base and make room for the members."""
-    require_lora(recipe)
-    require_point_head(recipe)
     made = pieces.build(base, source, tokenizer, task, recipe)
     where = sites(made.backbone.peft_model, "A", "B") | head_site(made.head)
     made.backbone.weights = MemberWeights(where, members=Options(**recipe.weights).members)
@@ -67,6 +65,7 @@ METHOD = pieces.compose(
     "arXiv 1612.01474",
     pieces.POINT,
     build=build,
+    check=require_lora_under_point,
     settle=settle,
     options=Options,
 )

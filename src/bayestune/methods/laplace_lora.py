@@ -21,7 +21,6 @@ import torch
 from bayestune.backbone import Base, Reader, Source
 from bayestune.config import Recipe
 from bayestune.data import Task
-from bayestune.errors import ConfigError
 from bayestune.finalize import (
     Rows,
     given_temperature,
@@ -31,7 +30,7 @@ from bayestune.finalize import (
 )
 from bayestune.geometry import balanced
 from bayestune.methods import parts as pieces
-from bayestune.methods.checks import require_point_head, require_positive
+from bayestune.methods.checks import require_classes, require_point_head, require_positive
 from bayestune.methods.contract import Parts
 from bayestune.posterior.observed import LogitMoments
 from bayestune.progress import Progress, silent
@@ -64,14 +63,9 @@ def build(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Recipe
     """Adapt the base and get ready for a posterior over LoRA's A and B, or over PoLAR's core.
 
     Raises:
-        ConfigError: if the task has no classes, or the head a posterior of its own.
+        ConfigError: if the task has no classes.
     """
-    if task.kind == "regression":
-        raise ConfigError(
-            f"{recipe.method} takes the curvature of a softmax; a regression task has none. Use "
-            "polar_vbll."
-        )
-    require_point_head(recipe)
+    require_classes(recipe, task)
     made = pieces.build(base, source, tokenizer, task, recipe)
     options = Options(**recipe.weights)
     factors = ("A", "B") if recipe.adapter.kind == "lora" else ("core",)
@@ -102,7 +96,6 @@ def settle(
         Under ``weights``: prior precisions by group and the log evidence in nats; with
         ``weights.precision=held_out`` the factor that was chosen and the held-out losses of all.
     """
-    require_point_head(recipe)
     options, weights = Options(**recipe.weights), parts.backbone.weights
     assert isinstance(weights, LaplaceWeights)
     balance(weights)
@@ -178,6 +171,7 @@ METHOD = pieces.compose(
     "arXiv 2308.13111",
     pieces.POINT,
     build=build,
+    check=require_point_head,
     settle=settle,
     open_choices=open_choices,
     options=Options,

@@ -36,7 +36,6 @@ class Options:
 
 def build(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Recipe) -> Parts:
     """Adapt the base and put the prior over its adapter."""
-    require_linear(recipe)
     made = parts.build(base, source, tokenizer, task, recipe)
     where = sites(made.backbone.peft_model, "A", "B", "core")
     made.backbone.weights = PointWeights(where, prior_std=Options(**recipe.weights).prior_std)
@@ -52,5 +51,6 @@ METHOD = parts.compose(
     parts.POINT,
     {"train": {"kl": 1.0}},
     build=build,
+    check=require_linear,
     options=Options,
 )

@@ -14,17 +14,20 @@ from bayestune.config import Recipe
 from bayestune.data import Task
 from bayestune.errors import ConfigError
 from bayestune.methods import parts
-from bayestune.methods.checks import require_lora, require_point_head
+from bayestune.methods.checks import require_lora_under_point
 from bayestune.methods.contract import Parts
 from bayestune.weights import DropoutWeights, dropout_sites
 
 
-def build(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Recipe) -> Parts:
-    """Adapt the base and keep the dropout of its adapter."""
-    require_lora(recipe)
-    require_point_head(recipe)
+def check(recipe: Recipe) -> None:
+    """Refuse what is not LoRA with dropout under a point head."""
+    require_lora_under_point(recipe)
     if recipe.adapter.dropout == 0:
         raise ConfigError("mc_dropout needs adapter.dropout above 0: it is all that is random.")
+
+
+def build(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Recipe) -> Parts:
+    """Adapt the base and keep the dropout of its adapter."""
     made = parts.build(base, source, tokenizer, task, recipe)
     where = dropout_sites(made.backbone.peft_model)
     made.backbone.weights = DropoutWeights(where, rate=recipe.adapter.dropout)
@@ -38,4 +41,5 @@ METHOD = parts.compose(
     parts.POINT,
     {"adapter": {"dropout": 0.1}},
     build=build,
+    check=check,
 )

@@ -11,6 +11,7 @@ Source: Wang et al. 2024 (arXiv 2406.11675) over arXiv 2506.03133.
 from __future__ import annotations
 
 from bayestune.methods import blob, parts
+from bayestune.methods.checks import require_point_head
 
 METHOD = parts.compose(
     "polar_blob",
@@ -20,5 +21,6 @@ METHOD = parts.compose(
     parts.POLAR,
     {"train": {"kl": 1.0}},
     build=blob.build,
+    check=require_point_head,
     options=blob.Options,
 )

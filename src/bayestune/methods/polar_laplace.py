@@ -11,6 +11,7 @@ Source: Yang, Robeyns, Wang and Aitchison 2024 (arXiv 2308.13111); PoLAR: arXiv 
 from __future__ import annotations
 
 from bayestune.methods import laplace_lora, parts
+from bayestune.methods.checks import require_point_head
 
 METHOD = parts.compose(
     "polar_laplace",
@@ -19,6 +20,7 @@ METHOD = parts.compose(
     parts.POINT,
     parts.POLAR,
     build=laplace_lora.build,
+    check=require_point_head,
     settle=laplace_lora.settle,
     open_choices=laplace_lora.open_choices,
     options=laplace_lora.Options,

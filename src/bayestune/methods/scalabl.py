@@ -21,7 +21,7 @@ from bayestune.config import Recipe
 from bayestune.data import Task
 from bayestune.finalize import Rows
 from bayestune.methods import parts
-from bayestune.methods.checks import require_lora, require_point_head, require_positive
+from bayestune.methods.checks import require_lora_under_point, require_positive
 from bayestune.methods.contract import Parts
 from bayestune.progress import Progress, silent
 from bayestune.weights import ScaledWeights, sites
@@ -41,8 +41,6 @@ class Options:
 
 def build(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Recipe) -> Parts:
     """Adapt the base and put random scales between LoRA's factors."""
-    require_lora(recipe)
-    require_point_head(recipe)
     made = parts.build(base, source, tokenizer, task, recipe)
     options = Options(**recipe.weights)
     made.backbone.weights = ScaledWeights(
@@ -78,6 +76,7 @@ METHOD = parts.compose(
     parts.POINT,
     {"train": {"kl": 1.0}},
     build=build,
+    check=require_lora_under_point,
     settle=settle,
     options=Options,
 )

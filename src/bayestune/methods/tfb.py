@@ -22,10 +22,13 @@ from torch import Tensor
 from bayestune.backbone import Base, Reader, Source
 from bayestune.config import Recipe
 from bayestune.data import Task
-from bayestune.errors import ConfigError
 from bayestune.finalize import Rows, item_nll, observed_at
 from bayestune.methods import parts as pieces
-from bayestune.methods.checks import require_lora, require_point_head, require_positive
+from bayestune.methods.checks import (
+    require_classes,
+    require_lora_under_point,
+    require_positive,
+)
 from bayestune.methods.contract import Parts
 from bayestune.posterior.observed import LogitDraws
 from bayestune.progress import Progress, silent
@@ -51,13 +54,16 @@ class Options:
 
 def build(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Recipe) -> Parts:
     """Adapt the base; nothing is random before training has ended."""
-    require_lora(recipe)
-    require_point_head(recipe)
-    if task.kind == "regression":
-        raise ConfigError("tfb measures the loss of classes; for numbers use another method.")
+    require_classes(recipe, task)
     made = pieces.build(base, source, tokenizer, task, recipe)
     made.backbone.weights = IsotropicWeights(sites(made.backbone.peft_model, "A"))
     return made
+
+
+def open_choices(recipe: Recipe) -> list[str]:
+    """Return what a recipe leaves to held-out rows."""
+    held_out = recipe.weights["anchor"] == "held_out"
+    return ["weights.anchor=held_out"] if held_out else []
 
 
 def settle(
@@ -73,8 +79,7 @@ def settle(
     assert isinstance(weights, IsotropicWeights)
     weights.diagonalise()
     rows = fit if options.anchor == "train" else held_out
-    if rows is None:
-        raise ConfigError("weights.anchor=held_out needs held-out rows: give a validation set.")
+    assert rows is not None
     some = list(range(0, len(rows), -(-len(rows) // options.anchors)))
     encoded, given = rows.encoded.select(some), rows.labels[some]
     mask = None if rows.mask is None else rows.mask[some]
@@ -145,6 +150,8 @@ METHOD = pieces.compose(
     "arXiv 2412.05723",
     pieces.POINT,
     build=build,
+    check=require_lora_under_point,
     settle=settle,
+    open_choices=open_choices,
     options=Options,
 )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bayestune import methods
 from bayestune.config import Recipe, from_mapping, merge, nest_sections, to_mapping
 from bayestune.data import Task
 from bayestune.errors import ConfigError, DataError
@@ -120,4 +121,4 @@ def _with_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
             f"{closed[0]} is fixed when a model is built: give it to build. fit takes "
             f"{', '.join(_OPEN)}."
         )
-    return from_mapping(merge(to_mapping(recipe), changes))
+    return methods.checked(from_mapping(merge(to_mapping(recipe), changes)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +23,7 @@ from bayestune.data import length_grouped_batches
 from bayestune.errors import ConfigError, NumericsError
 from bayestune.finalize import Features, Rows
 from bayestune.methods import Method, Terms
-from bayestune.optim import DEVIATIONS, StiefelAdam, param_groups, step_deviations
+from bayestune.optim import DEVIATIONS, Ivon, StiefelAdam, param_groups, step_deviations
 from bayestune.progress import Advance
 from bayestune.training.penalty import confidence
 
@@ -97,8 +98,8 @@ class Loop:
     epochs: int
     step: int = 0
     epoch: int = 0
-    adapter: StiefelAdam = field(init=False)
-    posterior: StiefelAdam = field(init=False)
+    adapter: StiefelAdam | Ivon = field(init=False)
+    posterior: StiefelAdam | Ivon = field(init=False)
 
     def __post_init__(self) -> None:
         config = self.config
@@ -111,17 +112,24 @@ class Loop:
         )
         of_head = [g for g in groups if g["name"].startswith("head")]
         of_adapter = [g for g in groups if not g["name"].startswith("head")]
-        for group in groups:
-            group["peak"] = group["lr"]
         weights = self.reader.backbone.weights
         if weights is not None and weights.steps_itself:
             of_adapter = [g for g in of_adapter if g["name"] != DEVIATIONS]
-        self.adapter = StiefelAdam(of_adapter)
         if config.deviations == "natural":
             own = natural_deviations(self.head, self.kappa)
             of_head = [{**g, "params": [p for p in g["params"] if p is not own]} for g in of_head]
             of_head = [g for g in of_head if g["params"]]
-        self.posterior = StiefelAdam(of_head)
+        self.adapter, self.posterior = map(self._optimizer, (of_adapter, of_head))
+
+    def _optimizer(self, groups: list[dict[str, Any]]) -> StiefelAdam | Ivon:
+        weights = self.reader.backbone.weights
+        if weights is None:
+            optimizer = StiefelAdam(groups)
+        else:
+            optimizer = weights.optimizer(groups, self.kappa / len(self.rows))
+        for group in optimizer.param_groups:
+            group["peak"] = group["lr"]
+        return optimizer
 
     @property
     def steps_per_epoch(self) -> int:
@@ -134,11 +142,11 @@ class Loop:
         return self.epochs * self.steps_per_epoch
 
     def rate(self, step: int) -> float:
-        """Return the share of the peak rate at a step: a linear rise, then a linear fall."""
+        """Return the share of the peak rate at a step: a linear rise, then a fall to the floor."""
         warm = max(1, round(self.config.warmup * self.total_steps))
         if step < warm:
             return (step + 1) / warm
-        return max(0.0, (self.total_steps - step) / max(1, self.total_steps - warm))
+        return max(self.config.floor, (self.total_steps - step) / max(1, self.total_steps - warm))
 
     def batches(self) -> Iterator[list[int]]:
         """Yield the batches of the current epoch that are still to come."""
@@ -180,6 +188,25 @@ class Loop:
         for optimizer in (self.adapter, self.posterior):
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * rate
+        with self._drawn():
+            terms, own = self._backward(batch, rate)
+        weights = self.reader.backbone.weights
+        norm = self._clip()
+        self.adapter.step()
+        if weights is not None and weights.steps_itself:
+            weights.own_step(own, rate)
+        if self.config.schedule == "joint":
+            self._step_posterior(rate)
+        self.adapter.zero_grad()
+        self.head.zero_grad()
+        self.step += 1
+        if weights is not None:
+            weights.after_step(self.step, self.total_steps)
+        # A density per unit of the user's numbers; log 1 = 0 for classes.
+        return terms.nll.item() + math.log(self.rows.unit), terms.kl.item(), norm
+
+    def _backward(self, batch: list[int], rate: float) -> tuple[Terms, float]:
+        """Leave the gradients of a batch; return the objective's terms and the weight of the KL."""
         phi = self.reader.batch(self.rows.encoded, batch)  # (B, D)
         scale = self.kappa / len(self.rows)
         weights, own = self.reader.backbone.weights, 0.0
@@ -199,19 +226,16 @@ class Loop:
             terms = Terms(terms.nll, terms.kl + kl.detach())
             loss = loss if weights.steps_itself else loss + own * kl
         self._descend(loss, batch)
-        norm = self._clip()
-        self.adapter.step()
-        if weights is not None and weights.steps_itself:
-            weights.own_step(own, rate)
-        if self.config.schedule == "joint":
-            self._step_posterior(rate)
-        self.adapter.zero_grad()
-        self.head.zero_grad()
-        self.step += 1
-        if weights is not None:
-            weights.after_step(self.step, self.total_steps)
-        # A density per unit of the user's numbers; log 1 = 0 for classes.
-        return terms.nll.item() + math.log(self.rows.unit), terms.kl.item(), norm
+        return terms, own
+
+    @contextmanager
+    def _drawn(self) -> Iterator[None]:
+        """Hold a draw of all weights, where the optimiser learns a distribution over them."""
+        with ExitStack() as stack:
+            for optimizer in (self.adapter, self.posterior):
+                if isinstance(optimizer, Ivon):
+                    stack.enter_context(optimizer.sampled())
+            yield
 
     def _penalty(self, batch: Features) -> Tensor | float:
         """Return what the recipe adds to the objective, which is no part of the bound."""

@@ -8,11 +8,14 @@ from bayestune.weights.dropout import DropoutWeights, dropout_sites
 from bayestune.weights.gaussian import GaussianWeights
 from bayestune.weights.inducing import InducedWeights, Inducing
 from bayestune.weights.isotropic import IsotropicWeights
+from bayestune.weights.ivon import IvonWeights
 from bayestune.weights.laplace import LaplaceWeights
 from bayestune.weights.members import MemberWeights
 from bayestune.weights.point import PointWeights
 from bayestune.weights.scaled import ScaledWeights
 from bayestune.weights.site import Factor, Site, head_site, sites
+from bayestune.weights.spread import spread
+from bayestune.weights.swag import SwagWeights
 
 __all__ = [
     "ContextualWeights",
@@ -23,14 +26,17 @@ __all__ = [
     "InducedWeights",
     "Inducing",
     "IsotropicWeights",
+    "IvonWeights",
     "LaplaceWeights",
     "MemberWeights",
     "MixedRowsError",
     "PointWeights",
     "ScaledWeights",
     "Site",
+    "SwagWeights",
     "WeightDistribution",
     "dropout_sites",
     "head_site",
     "sites",
+    "spread",
 ]

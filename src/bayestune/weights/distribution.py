@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bayestune.errors import ModelError, StoreError
+from bayestune.optim import Ivon, StiefelAdam
 from bayestune.posterior.observed import LogitDraws, Observed
 from bayestune.progress import Progress, silent
 from bayestune.weights.noise import generator
@@ -108,6 +109,15 @@ class WeightDistribution(nn.Module):
     def kl_weight(self, step: int, rows: int, batch_size: int) -> float:
         """Return the weight of the divergence beside a mean loss, to be multiplied by κ."""
         return 1 / rows
+
+    def optimizer(self, groups: Iterable[dict[str, Any]], kl_weight: float) -> StiefelAdam | Ivon:
+        """Return the optimiser of some groups of parameters.
+
+        Args:
+            groups: of ``param_groups``.
+            kl_weight: κ/N.
+        """
+        return StiefelAdam(groups)
 
     def own_step(self, weight: float, rate: float) -> None:
         """Step along ``weight · KL`` at a share of the peak rate, where the optimiser does not."""
