@@ -40,8 +40,14 @@ LORA, POLAR = (2e-4, 5e-4, 1e-3, 2e-3, 4e-3), (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
 ROWS: dict[str, tuple[str, dict[str, Any], tuple[float, ...] | str]] = {
     "mle": ("mle", {}, LORA),
     "mle, last epoch": ("mle", {"train": {"keep": "last"}}, "mle"),
+    "mle, smoothed": (
+        "mle",
+        {"train": {"label_smoothing": 0.05, "entropy_bonus": 0.05}},
+        "mle",
+    ),
     "temperature": ("temperature", {}, "mle"),
     "last_layer_laplace": ("last_layer_laplace", {}, "mle"),
+    "laplace_lora": ("laplace_lora", {}, "mle"),
     "tfb": ("tfb", {}, "mle"),
     "ensemble": ("ensemble", {}, "mle"),
     "map": ("map", {}, LORA),
@@ -49,8 +55,13 @@ ROWS: dict[str, tuple[str, dict[str, Any], tuple[float, ...] | str]] = {
     "blob": ("blob", {}, LORA),
     "blob, mean": ("blob", {"predict": {"samples": 0}}, "blob"),
     "scalabl": ("scalabl", {}, LORA),
+    "bayesian_lora": ("bayesian_lora", {}, (1e-3, *POLAR[:4])),
+    "c_lora": ("c_lora", {}, LORA),
+    "swag": ("swag", {}, LORA),
+    "ivon": ("ivon", {}, LORA),
     "lora_vbll": ("lora_vbll", {}, LORA),
     "polar_mle": ("polar_mle", {}, POLAR),
+    "polar_laplace": ("polar_laplace", {}, "polar_mle"),
     "polar_blob": ("polar_blob", {}, POLAR),
     "polar_vbll": ("polar_vbll", {}, POLAR),
 }
