@@ -70,6 +70,7 @@ OTHER: dict[str, Any] = {
     "train.lr": 1e-5,
     "train.head_lr": 0.5,
     "train.warmup": 0.0,
+    "train.floor": 0.5,
     "train.clip": 0.0,
     "train.weight_decay": 0.01,
     "train.kl": 0.3,
@@ -253,7 +254,7 @@ share = st.floats(0, 1, exclude_max=True)
 line = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 #: Values in range for keys whose type alone does not say.
 IN_RANGE: dict[str, st.SearchStrategy[Any]] = {
-    **dict.fromkeys(("adapter.dropout", "train.warmup", "train.hold_out"), share),
+    **dict.fromkeys(("adapter.dropout", "train.warmup", "train.floor", "train.hold_out"), share),
     **dict.fromkeys(("train.label_smoothing", "train.entropy_bonus"), share),
     **dict.fromkeys(("prompt.max_length", "predict.samples"), st.integers(2, 10**6)),
     "prompt.template": st.none()
