@@ -15,7 +15,7 @@ from toy_tasks import foreign_texts, number_rows
 from bayestune import methods
 from bayestune.config import to_mapping
 from bayestune.data import Task
-from bayestune.errors import ConfigError
+from bayestune.errors import ConfigError, ModelError
 from bayestune.finalize import item_nll
 from bayestune.model import BayesModel
 from bayestune.progress import silent
@@ -158,6 +158,57 @@ def test_numbers(name, make):
     torch.testing.assert_close(found.epistemic, scaled.std(0, correction=0), rtol=1e-4, atol=1e-6)
 
 
+def test_a_merged_adapter_cannot_be_drawn(make, clear):
+    model = make("blob", epochs=1)
+    fit(model, clear, progress=silent)
+    model.backbone.peft_model.merge_adapter()
+    with pytest.raises(ModelError, match="merged into the base"):
+        model.predict(["login"])
+    assert probs(model, ["login"], samples=0).epistemic.max() == 0
+    model.backbone.peft_model.unmerge_adapter()
+    model.predict(["login"])
+
+
+@pytest.mark.parametrize("name", ["tfb", "scalabl"])
+def test_a_rank_beyond_a_layer_is_refused(name, make):
+    with pytest.raises(ModelError, match="rank 20 exceeds the 16 inputs or outputs"):
+        make(name, rank=20, targets="k_proj,v_proj")
+
+
+def test_one_draw_is_a_draw_of_weights_but_no_integral(make, clear):
+    model = make("blob", epochs=1, samples=1)
+    fit(model, clear, progress=silent)
+    assert model.predict(["login"]).epistemic.max() < 1e-6
+    for name in ("polar_vbll", "laplace_lora"):
+        with pytest.raises(ConfigError, match="samples=1 integrates nothing"):
+            fit(make(name, samples=1), clear, progress=silent)
+    with pytest.raises(ConfigError, match="couples those of 3 classes"):
+        fit(make("polar_laplace", predictive="exact"), clear, progress=silent)
+
+
+def test_all_members_predict_and_noise_is_not_theirs(make, clear):
+    model = make("ensemble", weights={"members": 12}, epochs=1)
+    start = model.observe(["login"])
+    assert start.logits.shape[0] == 12 and start.logits.std(0).max() == 0  # pyright: ignore
+    rows = Task.from_rows(number_rows(40), kind="regression")
+    spread = []
+    for factor in ("none", 2.0):
+        model = make("ensemble", labels=rows, weights={"members": 2}, temperature=factor, lr=1e-2)
+        fit(model, rows, progress=silent)
+        spread.append(model.predict(rows).mean.std())  # pyright: ignore
+    torch.testing.assert_close(*spread)
+    with pytest.raises(ConfigError, match="share the noise"):
+        make("ensemble", labels=rows, noise="heteroscedastic")
+
+
+def test_a_second_fit_goes_on_from_the_first(make, clear):
+    model = make("scalabl", epochs=1, weights={"rate": 1e-9})
+    fit(model, clear, progress=silent)
+    before = model.features(clear)
+    fit(model, clear, progress=silent, lr=1e-9, head_lr=1e-9)
+    torch.testing.assert_close(model.features(clear), before, rtol=1e-4, atol=1e-4)
+
+
 # what sets each apart -----------------------------------------------------------------------------
 
 
@@ -247,6 +298,9 @@ def test_the_published_steps_of_blob(make, clear):
         ("mle", {"weights": {"prior_std": 1.0}}, "unknown key weights.prior_std"),
         ("tfb", {"weights": {"statistic": "acc"}}, "expected 'nll' or 'changed'"),
         ("map", {"head.kind": "gaussian"}, "head.kind=linear"),
+        ("map", {"adapter.kind": "contextual"}, "LoRA's factors or PoLAR's core"),
+        ("blob", {"adapter.kind": "contextual"}, "LoRA's factors or PoLAR's core"),
+        ("ivon", {"weights": {"ess": 1e7}, "train.kl": "auto"}, "give a number for train.kl"),
     ],
 )
 def test_what_cannot_be_is_refused_when_it_is_built(make, name, overrides, message):

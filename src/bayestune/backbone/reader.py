@@ -110,6 +110,7 @@ class Reader:
         """
         weights, times = self.backbone.weights, 1 + len(draws)
         assert weights is not None
+        weights.require_unmerged()
         if not len(encoded.ids):
             return torch.empty(0, 0), torch.empty(len(draws), 0, 0)
         batch_size = max(1, min(batch_size, _ROWS // times))

@@ -230,9 +230,10 @@ def _forward_tokens(encoded: Encoded) -> int:
 
 def _parameters(model: BayesModel) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     head: list[Tensor] = list(model.head.parameters())
-    rest: list[Tensor] = list(model.backbone.transformer.parameters())
-    adapter = [p for p in rest if p.requires_grad]
-    frozen = [p for p in rest if not p.requires_grad]
+    own = {id(p) for p in head}
+    rest = [p for p in model.backbone.parameters() if id(p) not in own]
+    adapter: list[Tensor] = [p for p in rest if p.requires_grad]
+    frozen: list[Tensor] = [p for p in rest if not p.requires_grad]
     return adapter, [p for p in head if p.requires_grad], frozen
 
 

@@ -19,7 +19,7 @@ from bayestune.backbone import Base, Source
 from bayestune.config import Recipe
 from bayestune.data import Task
 from bayestune.methods import parts
-from bayestune.methods.checks import require_point_head, require_positive
+from bayestune.methods.checks import require_plain_under_point, require_positive
 from bayestune.methods.contract import Parts
 from bayestune.weights import GaussianWeights, sites
 
@@ -61,6 +61,6 @@ METHOD = parts.compose(
     parts.POINT,
     {"train": {"kl": 1.0}},
     build=build,
-    check=require_point_head,
+    check=require_plain_under_point,
     options=Options,
 )

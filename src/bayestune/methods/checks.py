@@ -24,6 +24,15 @@ def require_lora(recipe: Recipe) -> None:
         )
 
 
+def require_plain(recipe: Recipe) -> None:
+    """Raise ConfigError for an adapter whose update depends on the token."""
+    if recipe.adapter.kind not in ("lora", "polar"):
+        raise ConfigError(
+            f"{recipe.method} is about LoRA's factors or PoLAR's core; adapter.kind="
+            f"{recipe.adapter.kind} has more."
+        )
+
+
 def require_linear(recipe: Recipe) -> None:
     """Raise ConfigError for a head other than a point."""
     if recipe.head.kind != "linear":
@@ -45,6 +54,12 @@ def require_point_head(recipe: Recipe) -> None:
 def require_lora_under_point(recipe: Recipe) -> None:
     """Raise ConfigError for anything but LoRA under a point head."""
     require_lora(recipe)
+    require_point_head(recipe)
+
+
+def require_plain_under_point(recipe: Recipe) -> None:
+    """Raise ConfigError for anything but LoRA or PoLAR under a point head."""
+    require_plain(recipe)
     require_point_head(recipe)
 
 

@@ -38,6 +38,11 @@ class Options:
 
 def build(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Recipe) -> Parts:
     """Adapt the base and make room for the members."""
+    if task.kind == "regression" and recipe.head.noise == "heteroscedastic":
+        raise ConfigError(
+            "the members of an ensemble share the noise around a number: use head.noise=gaussian "
+            "or student."
+        )
     made = pieces.build(base, source, tokenizer, task, recipe)
     where = sites(made.backbone.peft_model, "A", "B") | head_site(made.head)
     made.backbone.weights = MemberWeights(where, members=Options(**recipe.weights).members)

@@ -67,6 +67,10 @@ def check(recipe: Recipe) -> None:
     train, head = recipe.train, recipe.head
     if train.kl == 0:
         raise ConfigError("train.kl=0 leaves ivon without a posterior; expected above 0.")
+    if recipe.weights["ess"] != "auto" and isinstance(train.kl, str):
+        raise ConfigError(
+            "weights.ess as a number is all that κ decides: give a number for train.kl, too."
+        )
     if train.schedule != "joint":
         raise ConfigError("ivon steps head and adapter on one draw: use train.schedule=joint.")
     if train.clip > 0:
@@ -89,7 +93,6 @@ def build(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Recipe
     """Adapt the base and put the Gaussian over all that is trained."""
     require_classes(recipe, task)
     backbone, head = pieces.build(base, source, tokenizer, task, recipe)
-    head = head.to(backbone.device)
     options = Options(**recipe.weights)
     backbone.weights = IvonWeights(
         sites(backbone.peft_model, "A", "B") | head_site(head),

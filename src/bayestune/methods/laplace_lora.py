@@ -30,7 +30,7 @@ from bayestune.finalize import (
 )
 from bayestune.geometry import balanced
 from bayestune.methods import parts as pieces
-from bayestune.methods.checks import require_classes, require_point_head, require_positive
+from bayestune.methods.checks import require_classes, require_plain_under_point, require_positive
 from bayestune.methods.contract import Parts
 from bayestune.posterior.observed import LogitMoments
 from bayestune.progress import Progress, silent
@@ -171,7 +171,7 @@ METHOD = pieces.compose(
     "arXiv 2308.13111",
     pieces.POINT,
     build=build,
-    check=require_point_head,
+    check=require_plain_under_point,
     settle=settle,
     open_choices=open_choices,
     options=Options,

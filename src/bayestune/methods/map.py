@@ -19,7 +19,7 @@ from bayestune.config import Recipe
 from bayestune.data import Task
 from bayestune.head import LinearHead
 from bayestune.methods import parts
-from bayestune.methods.checks import require_linear, require_positive
+from bayestune.methods.checks import require_linear, require_plain, require_positive
 from bayestune.methods.contract import Parts
 from bayestune.weights import PointWeights, sites
 
@@ -32,6 +32,12 @@ class Options:
 
     def __post_init__(self) -> None:
         require_positive(self, "prior_std")
+
+
+def check(recipe: Recipe) -> None:
+    """Refuse what is not a point under a prior on all of it."""
+    require_linear(recipe)
+    require_plain(recipe)
 
 
 def build(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Recipe) -> Parts:
@@ -51,6 +57,6 @@ METHOD = parts.compose(
     parts.POINT,
     {"train": {"kl": 1.0}},
     build=build,
-    check=require_linear,
+    check=check,
     options=Options,
 )

@@ -70,7 +70,8 @@ def build(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Recipe
     if recipe.head.kind in ("generative", "ordinal"):
         # No bias-free linear score says what these say: better no classifier for stock PEFT.
         base = replace(base, model=base.transformer)
-    return Parts(*adapt(base, head, recipe.adapter, recipe.head))
+    backbone, head = adapt(base, head, recipe.adapter, recipe.head)
+    return Parts(backbone, head.to(backbone.device))
 
 
 def make_head(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Recipe) -> nn.Module:

@@ -11,7 +11,7 @@ Source: Wang et al. 2024 (arXiv 2406.11675) over arXiv 2506.03133.
 from __future__ import annotations
 
 from bayestune.methods import blob, parts
-from bayestune.methods.checks import require_point_head
+from bayestune.methods.checks import require_plain_under_point
 
 METHOD = parts.compose(
     "polar_blob",
@@ -21,6 +21,6 @@ METHOD = parts.compose(
     parts.POLAR,
     {"train": {"kl": 1.0}},
     build=blob.build,
-    check=require_point_head,
+    check=require_plain_under_point,
     options=blob.Options,
 )

@@ -11,7 +11,7 @@ Source: Yang, Robeyns, Wang and Aitchison 2024 (arXiv 2308.13111); PoLAR: arXiv 
 from __future__ import annotations
 
 from bayestune.methods import laplace_lora, parts
-from bayestune.methods.checks import require_point_head
+from bayestune.methods.checks import require_plain_under_point
 
 METHOD = parts.compose(
     "polar_laplace",
@@ -20,7 +20,7 @@ METHOD = parts.compose(
     parts.POINT,
     parts.POLAR,
     build=laplace_lora.build,
-    check=require_point_head,
+    check=require_plain_under_point,
     settle=laplace_lora.settle,
     open_choices=laplace_lora.open_choices,
     options=laplace_lora.Options,

@@ -64,7 +64,6 @@ def build(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Recipe
     """Adapt the base and keep the moments of all that is trained."""
     require_classes(recipe, task)
     backbone, head = pieces.build(base, source, tokenizer, task, recipe)
-    head = head.to(backbone.device)
     where = sites(backbone.peft_model, "A", "B") | head_site(head)
     backbone.weights = SwagWeights(where, **recipe.weights)
     return Parts(backbone, head)

@@ -101,7 +101,8 @@ def settle(
         if options.statistic == "changed":
             return float((noisy.argmax(1) != still.argmax(1)).float().mean())
         before = float(item_nll(still, labels).mean())
-        return abs(float(item_nll(noisy, labels).mean()) - before) / before / scale
+        after = float(item_nll(noisy, labels).mean())
+        return abs(after - before) / max(before, 1e-12) / scale
 
     with progress("searching the noise", options.steps) as advance:
         sigma = largest(change, options, lambda: advance(1))

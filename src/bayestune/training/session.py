@@ -147,13 +147,13 @@ class Session:
         fit_rows = self.rows.features(self.features(self.rows, "features, training"))
         val_rows = None if self.val is None else self.val.features(self.features(self.val))
         if val_rows is not None and logits is not None:
-            val_rows = replace(val_rows, logits=logits)
+            val_rows = replace(val_rows, logits=logits.to(val_rows.phi.device))
         weights = self.model.backbone.weights
         head, report = self.model.method.finalize(
             self.model.head, fit_rows, val_rows, self.recipe, self.progress
         )
         self.model.set_head(head.to(device))
-        if weights is not None:
+        if weights is not None and self.model.task.kind != "regression":
             weights.fold_temperature(report["temperature"])
         self.model.density = None if isinstance(head, GenerativeHead) else self.density(fit_rows)
         return settled | report

@@ -61,6 +61,8 @@ class WeightDistribution(nn.Module):
 
     #: Whether anything is; a prior around a point is a distribution, too.
     is_random: ClassVar[bool] = True
+    #: Whether it is drawn from; else it gives moments of the logits.
+    is_drawn: ClassVar[bool] = True
     #: Whether there is a divergence for the trainer to weigh.
     has_kl: ClassVar[bool] = False
     #: Whether it steps along its divergence itself, apart from the loss; see `own_step`.
@@ -68,7 +70,7 @@ class WeightDistribution(nn.Module):
     #: What a prediction runs, of which `default_draws` is S.
     passes: ClassVar[str] = "1 + S through the adapted layers"
     #: Draws of a prediction unless the recipe says how many.
-    default_draws: ClassVar[int] = 10
+    default_draws: int = 10
 
     def __init__(self, sites: Mapping[str, Site]) -> None:
         super().__init__()
@@ -189,6 +191,15 @@ class WeightDistribution(nn.Module):
         """
         phi, logits = reader.draws(encoded, head, range(draws), seed, batch_size, progress=progress)
         return LogitDraws(phi, logits)
+
+    def require_unmerged(self) -> None:
+        """Raise ModelError where a layer is merged into the base, out of reach of any noise."""
+        merged = [name for name, site in self.sites.items() if getattr(site.layer, "merged", False)]
+        if merged:
+            raise ModelError(
+                f"The adapter is merged into the base at {merged[0]}, where its weights cannot be "
+                "drawn: unmerge it first (unmerge_adapter), or predict with predict.samples=0."
+            )
 
     def held_forward(self, site: str, x: Tensor, out: Tensor, held: Drawing) -> Tensor:
         """Return the map's value for ``(1 + S) · B`` rows, the first B of them at the mean.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bayestune.weights.distribution import WeightDistribution, key
-from bayestune.weights.site import Site
+from bayestune.weights.site import Site, require_rank
 
 #: Directions whose singular value is below this share of the largest carry no noise.
 _NEGLIGIBLE = 1e-6
@@ -30,6 +30,7 @@ class IsotropicWeights(WeightDistribution):
 
     def __init__(self, sites: Mapping[str, Site]) -> None:
         super().__init__(sites)
+        require_rank(self.sites)
         self.register_buffer("sigma", torch.zeros(()))
         for name, site in self.sites.items():
             self.register_buffer(_buffer(name), torch.zeros_like(site.weight[:, 0]))  # (r,)

@@ -46,6 +46,7 @@ class LaplaceWeights(WeightDistribution):
         columns: most eigenvectors of the larger of a site's two factors.
     """
 
+    is_drawn = False
     passes = "1, and K backward through the adapted layers"
 
     def __init__(self, sites: Mapping[str, Site], *, columns: int) -> None:

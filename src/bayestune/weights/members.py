@@ -28,11 +28,13 @@ class MemberWeights(WeightDistribution):
         members: M.
     """
 
+    passes = "1 + M through the adapted layers, of M trainings"
+
     def __init__(self, sites: Mapping[str, Site], *, members: int) -> None:
         super().__init__(sites)
-        self.members = members
+        self.members = self.default_draws = members
         for name, site in self.sites.items():
-            kept = site.weight.detach().new_zeros(members, *site.weight.shape)
+            kept = site.weight.detach().expand(members, *site.weight.shape).clone()
             self.register_buffer(key(name), kept)
 
     @torch.no_grad()

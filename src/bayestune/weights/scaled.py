@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bayestune.weights.distribution import WeightDistribution, key
-from bayestune.weights.site import Site
+from bayestune.weights.site import Site, require_rank
 
 
 def normal_kl(mean: Tensor, std: Tensor, *, reverse: bool = False) -> Tensor:
@@ -52,6 +52,7 @@ class ScaledWeights(WeightDistribution):
         self, sites: Mapping[str, Site], *, init_std: float, rate: float, reverse: bool
     ) -> None:
         super().__init__(sites)
+        require_rank(self.sites)
         self.rate, self.reverse = rate, reverse
         self.log_mean, self.log_std = nn.ParameterDict(), nn.ParameterDict()
         self.register_buffer("folded", torch.tensor(False))
@@ -62,6 +63,13 @@ class ScaledWeights(WeightDistribution):
             std = torch.empty_like(s).uniform_(init_std / math.sqrt(2), init_std)
             self.log_mean[key(name)] = nn.Parameter(s.log().to(site.weight.dtype))
             self.log_std[key(name)] = nn.Parameter(std.log().to(site.weight.dtype))
+
+    def train(self, mode: bool = True) -> ScaledWeights:
+        """Switch to noise; a model that was folded takes its means apart again."""
+        if mode and self.folded:
+            self._multiply(-1)
+        super().train(mode)
+        return self
 
     def own_rates(self) -> dict[str, float]:
         """Return the learning rate of every deviation; means move with the adapter."""
@@ -94,9 +102,13 @@ class ScaledWeights(WeightDistribution):
         each = [normal_kl(*self.moments(name), reverse=self.reverse) for name in self.sites]
         return torch.stack(each).sum()
 
-    @torch.no_grad()
     def fold(self) -> None:
         """Make the adapter's A ``diag(μ) V``; what the model computes stays the same."""
+        if not self.folded:
+            self._multiply(1)
+
+    @torch.no_grad()
+    def _multiply(self, power: int) -> None:
         for name, site in self.sites.items():
-            site.weight.mul_(self.moments(name)[0][:, None])
-        self.get_buffer("folded").fill_(True)
+            site.weight.mul_(self.moments(name)[0][:, None] ** power)
+        self.get_buffer("folded").fill_(power > 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,6 +28,18 @@ class Site:
     module: nn.Module
     weight: nn.Parameter
     layer: Any = None
+
+
+def require_rank(sites: Mapping[str, Site]) -> None:
+    """Raise ModelError where a layer is narrower than the rank of LoRA's factors."""
+    for name, site in sites.items():
+        rank, width = site.weight.shape
+        narrow = min(width, *(B.weight.shape[0] for B in site.layer.lora_B.values()))
+        if rank > narrow:
+            raise ModelError(
+                f"The rank {rank} exceeds the {narrow} inputs or outputs at {name}: lower "
+                "adapter.rank or adapt other layers."
+            )
 
 
 def head_site(head: nn.Module) -> dict[str, Site]:
