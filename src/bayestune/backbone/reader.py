@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -69,16 +70,13 @@ class Reader:
     ) -> Tensor:
         """Return the features of all rows ``(N, D)`` on the CPU, in order and without gradients."""
         out: Tensor | None = None
-        training = self.backbone.training
-        self.backbone.train(False)
-        with torch.no_grad(), progress(label, len(encoded.ids)) as advance:
+        with self._still(), progress(label, len(encoded.ids)) as advance:
             for rows in length_grouped_batches(encoded.lengths, batch_size, shuffle=False):
                 features = self.batch(encoded, rows).cpu()
                 if out is None:
                     out = features.new_empty(len(encoded.ids), features.shape[1])
                 out[rows] = features
                 advance(len(rows))
-        self.backbone.train(training)
         return torch.empty(0, 0) if out is None else out
 
     def draws(
@@ -115,9 +113,7 @@ class Reader:
             return torch.empty(0, 0), torch.empty(len(draws), 0, 0)
         batch_size = max(1, min(batch_size, _ROWS // times))
         found: list[tuple[list[int], Tensor, Tensor]] = []
-        training = self.backbone.training
-        self.backbone.train(False)
-        with torch.no_grad(), progress(label, len(encoded.ids)) as advance:
+        with self._still(), progress(label, len(encoded.ids)) as advance:
             halves = self.backbone.try_split(self.tensors(encoded, range(min(2, len(encoded.ids)))))
             with weights.drawing(draws, seed) as held:
                 for rows in length_grouped_batches(encoded.lengths, batch_size, shuffle=False):
@@ -131,7 +127,6 @@ class Reader:
                     self.backbone.check_finite(phi, f"rows {list(rows)[:8]}")
                     found.append((rows, phi.cpu(), logits.cpu()))
                     advance(len(rows))
-        self.backbone.train(training)
         order = torch.tensor([i for rows, _, _ in found for i in rows]).argsort()
         phi, logits = torch.cat([p for _, p, _ in found]), torch.cat([z for _, _, z in found], 1)
         return phi[order], logits[:, order]
@@ -195,6 +190,17 @@ class Reader:
         """Return the padded inputs of some rows on the backbone's device."""
         ids, mask, positions = pad([encoded.ids[i] for i in rows], self.pad_id, self.padding_side)
         return self._place(ids, mask, positions, encoded, rows)
+
+    @contextmanager
+    def _still(self) -> Iterator[None]:
+        """Switch gradients, dropout and the noise of training off."""
+        training = self.backbone.training
+        self.backbone.train(False)
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.backbone.train(training)
 
     def _kept(self, encoded: Encoded, rows: Sequence[int], mask: Tensor) -> Tensor | None:
         """Return the states of some rows ``(B, T, D)`` from the cache; None unless it has all."""
