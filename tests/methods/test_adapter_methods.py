@@ -93,6 +93,8 @@ def test_it_comes_back_bit_by_bit(drawn, clear_test, tmp_path):
     texts = clear_test.select(range(20))
     assert torch.equal(again.predict(texts).probs, drawn.predict(texts).probs)
     assert to_mapping(again.recipe) == to_mapping(drawn.recipe)
+    mean = load(tmp_path / "model", samples=0).predict(texts)
+    assert torch.equal(mean.probs, probs(drawn, texts, samples=0).probs)
 
 
 def test_stock_peft_loads_the_mean(drawn, tmp_path, llama_base):

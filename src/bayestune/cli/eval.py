@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bayestune.cli.console import complain, emit, emit_table, log, quiet, to_json
-from bayestune.cli.options import Base, BatchSize, Debug, Device, Dtype, RunFolder
+from bayestune.cli.options import Base, BatchSize, Debug, Device, Dtype, RunFolder, Samples
 from bayestune.cli.report import GATE_FAILED
 from bayestune.errors import ConfigError
 from bayestune.files import new_file
@@ -52,6 +52,7 @@ def evaluate(
     batch_size: BatchSize = 32,
     device: Device = None,
     dtype: Dtype = None,
+    samples: Samples = None,
     base: Base = None,
     debug: Debug = False,
 ) -> None:
@@ -69,7 +70,7 @@ def evaluate(
         from bayestune.progress import shown
 
         log.info("loading %s", run)
-        model = store.load(run, base=base, device=device, dtype=dtype)
+        model = store.load(run, base=base, device=device, dtype=dtype, samples=samples)
         if max_ece is not None and model.task.kind == "regression":
             raise ConfigError("--max-ece is about classes; predicted numbers have no ECE.")
         rows = Task.load(data, like=model.task, **_first(limit))

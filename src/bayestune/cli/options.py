@@ -53,6 +53,15 @@ Dtype = Annotated[
         help="Of the frozen weights: float32, bfloat16 or float16; default: as trained.",
     ),
 ]
+Samples = Annotated[
+    int | None,
+    typer.Option(
+        "--samples",
+        metavar="S",
+        min=0,
+        help="Draws of the posterior, 0 for its mean; default: as the recipe says.",
+    ),
+]
 BatchSize = Annotated[
     int,
     typer.Option(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from bayestune.cli.console import log, quiet, to_json
-from bayestune.cli.options import Base, BatchSize, Debug, Device, Dtype, RunFolder
+from bayestune.cli.options import Base, BatchSize, Debug, Device, Dtype, RunFolder, Samples
 from bayestune.errors import DataError, NumericsError
 from bayestune.files import new_file
 
@@ -44,6 +44,7 @@ def predict(
     batch_size: BatchSize = 32,
     device: Device = None,
     dtype: Dtype = None,
+    samples: Samples = None,
     base: Base = None,
     debug: Debug = False,
 ) -> None:
@@ -61,7 +62,7 @@ def predict(
         from bayestune.progress import shown, silent
 
         log.info("loading %s", run)
-        model = store.load(run, base=base, device=device, dtype=dtype)
+        model = store.load(run, base=base, device=device, dtype=dtype, samples=samples)
         job = Job(model, source, batch_size)
         ahead = 1 if file == "-" else AHEAD
         # A bar and the rows themselves would be mixed on a terminal.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bayestune.finalize.checks import require_possible
+from bayestune.finalize.checks import require_possible, require_predictive
 from bayestune.finalize.choice import Candidate
 from bayestune.finalize.features import Features, Rows
 from bayestune.finalize.generative import generative_head, to_generative
@@ -49,6 +49,7 @@ __all__ = [
     "regression_losses",
     "regression_predictive",
     "require_possible",
+    "require_predictive",
     "require_rows",
     "rows_at_once",
     "search_temperature",

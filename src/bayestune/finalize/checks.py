@@ -10,6 +10,7 @@ from bayestune.config import FinalizeConfig, Recipe
 from bayestune.errors import ConfigError
 from bayestune.finalize.refresh import BLOCK_LIMIT, REFRESHES, Head, form_of
 from bayestune.head import GaussianHead, GenerativeHead, LinearHead, OrdinalHead
+from bayestune.weights import WeightDistribution
 
 
 def require_possible(recipe: Recipe, head: nn.Module, rows: int) -> None:
@@ -73,6 +74,30 @@ def _needs(recipe: Recipe, head: nn.Module) -> Iterator[tuple[str, bool, str]]:
     yield "finalize.scale", spread, why if generative else "a point has no deviations to scale"
     ascent = config.refit == "ascent"
     yield "finalize.precision", not ascent, "finalize.refit=ascent keeps the prior of the training"
+
+
+def require_predictive(
+    recipe: Recipe, head: nn.Module, weights: WeightDistribution | None, classes: int
+) -> None:
+    """Raise ConfigError where Gaussian logits would be integrated as they cannot be.
+
+    Args:
+        recipe: of the model.
+        head: its last layer.
+        weights: what is random of its adapter.
+        classes: K.
+    """
+    config = recipe.predict
+    drawn = weights is not None and weights.is_drawn
+    point = isinstance(head, LinearHead) and recipe.finalize.refresh == "none"
+    if config.samples == 1 and not drawn and not (point and weights is None):
+        raise ConfigError("predict.samples=1 integrates nothing: give 0 (the mean) or 2 and more.")
+    coupled = weights is not None and weights.is_random and not drawn
+    if coupled and config.predictive == "exact" and classes > 2:
+        raise ConfigError(
+            f"predict.predictive=exact integrates independent logits, and {recipe.method} couples "
+            f"those of {classes} classes; take predict.predictive=sample."
+        )
 
 
 def require_generative(config: FinalizeConfig) -> None:

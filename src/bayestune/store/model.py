@@ -9,6 +9,7 @@ tokenizer files                                    so that the folder stands alo
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from bayestune.config import Recipe, from_mapping
 from bayestune.data import Scaling, Task
 from bayestune.errors import BayestuneError, ModelError, StoreError
 from bayestune.files import checksum, new_folder, verify, write_json
+from bayestune.finalize import require_predictive
 from bayestune.head import GaussianHead, GenerativeHead, LinearHead, OrdinalHead
 from bayestune.metrics import Density
 from bayestune.model import BayesModel, assemble
@@ -76,6 +78,7 @@ def load(
     base: str | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    samples: int | None = None,
 ) -> BayesModel:
     """Load a saved model (or the model of a run) as it was, bit by bit.
 
@@ -84,8 +87,10 @@ def load(
         base: another place to take the same backbone from: a Hub id, a folder, a file.
         device: where to; the recipe's where absent.
         dtype: of the frozen weights; the one it was trained in where absent.
+        samples: draws of the posterior, 0 for its mean; as the recipe says where absent.
 
     Raises:
+        ConfigError: if ``samples`` is out of range.
         StoreError: if a part is missing, damaged or of another format.
         ModelError: if the backbone is another one.
     """
@@ -121,6 +126,9 @@ def load(
     model.density = _density(posterior, task.outputs, model.head.in_features)  # pyright: ignore
     model.scaling = scaling
     model.notes = manifest.get("notes", {})
+    if samples is not None:
+        model.recipe = replace(recipe, predict=replace(recipe.predict, samples=samples))
+        require_predictive(model.recipe, model.head, model.backbone.weights, len(model.labels))
     return model
 
 

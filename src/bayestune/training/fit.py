@@ -11,8 +11,14 @@ from bayestune import methods
 from bayestune.config import Recipe, from_mapping, merge, nest_sections, to_mapping
 from bayestune.data import Task
 from bayestune.errors import ConfigError, DataError
-from bayestune.finalize import REFRESHES, held_out_missing, open_choices, require_possible
-from bayestune.head import GenerativeHead, LinearHead
+from bayestune.finalize import (
+    REFRESHES,
+    held_out_missing,
+    open_choices,
+    require_possible,
+    require_predictive,
+)
+from bayestune.head import GenerativeHead
 from bayestune.model import BayesModel
 from bayestune.progress import Progress, shown
 from bayestune.training.loop import natural_deviations
@@ -98,7 +104,7 @@ def split(model: BayesModel, train: Task, val: Task | None) -> tuple[Task, Task 
             raise held_out_missing(choices)
         train, val = train.split(recipe.train.hold_out, recipe.seed)
     require_possible(recipe, model.head, len(train))
-    _require_predictive(model)
+    require_predictive(recipe, model.head, model.backbone.weights, len(model.labels))
     return train, val
 
 
@@ -112,21 +118,6 @@ def _open_choices(model: BayesModel) -> list[str]:
     if recipe.head.kind != "generative" and (not point or config.refresh in REFRESHES):
         return found + open_choices(config, recipe.train.kl)
     return found + (["finalize.temperature=auto"] if config.temperature == "auto" else [])
-
-
-def _require_predictive(model: BayesModel) -> None:
-    """Raise ConfigError where Gaussian logits would be integrated as they cannot be."""
-    weights, config = model.backbone.weights, model.recipe.predict
-    drawn = weights is not None and weights.is_drawn
-    point = isinstance(model.head, LinearHead) and model.recipe.finalize.refresh == "none"
-    if config.samples == 1 and not drawn and not (point and weights is None):
-        raise ConfigError("predict.samples=1 integrates nothing: give 0 (the mean) or 2 and more.")
-    coupled = weights is not None and weights.is_random and not drawn
-    if coupled and config.predictive == "exact" and len(model.labels) > 2:
-        raise ConfigError(
-            f"predict.predictive=exact integrates independent logits, and {model.method.name} "
-            f"couples those of {len(model.labels)} classes; take predict.predictive=sample."
-        )
 
 
 def _with_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
