@@ -42,6 +42,14 @@ def test_the_page_makes_a_method(jitter, llama_base, tmp_path):
 def test_the_table_of_the_base_class_is_complete(jitter):
     text = PAGE.read_text(encoding="utf-8")
     base = jitter["JitterWeights"].__mro__[1]
-    own = {"fold_temperature", "tensors", "load", "drawing", "own_step", "kl_weight"}
+    own = {
+        "fold_temperature",
+        "tensors",
+        "load",
+        "drawing",
+        "own_step",
+        "kl_weight",
+        "require_unmerged",
+    }
     public = {n for n in vars(base) if not n.startswith("_") and callable(getattr(base, n))}
     assert {n for n in public - own if f"`{n}(" not in text} == set()

@@ -90,7 +90,7 @@ def test_half_precision_is_the_backbones_alone(make, clear) -> None:
         ("c_lora", {"head": {"kind": "gaussian"}}, "head.kind=linear"),
         ("bayesian_lora", {"adapter": {"kind": "contextual"}}, "adapter.kind=contextual has none"),
         ("tfb", {"adapter": {"kind": "contextual"}}, "adapter.kind=contextual has none"),
-        ("blob", {"adapter": {"kind": "contextual"}}, "no factor core"),
+        ("blob", {"adapter": {"kind": "contextual"}}, "LoRA's factors or PoLAR's core"),
     ],
 )
 def test_what_does_not_go_together_is_refused(make, method, options, message) -> None:

@@ -230,8 +230,8 @@ def _forward_tokens(encoded: Encoded) -> int:
 
 def _parameters(model: BayesModel) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     head: list[Tensor] = list(model.head.parameters())
-    own = {id(p) for p in head}
-    rest = [p for p in model.backbone.parameters() if id(p) not in own]
+    weights = model.backbone.weights
+    rest = [*model.backbone.transformer.parameters(), *(weights.parameters() if weights else ())]
     adapter: list[Tensor] = [p for p in rest if p.requires_grad]
     frozen: list[Tensor] = [p for p in rest if not p.requires_grad]
     return adapter, [p for p in head if p.requires_grad], frozen

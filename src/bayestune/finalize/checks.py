@@ -70,8 +70,9 @@ def _needs(recipe: Recipe, head: nn.Module) -> Iterator[tuple[str, bool, str]]:
     )
     for key in ("finalize.refit", "finalize.precision", "finalize.groups"):
         yield key, fresh, why
-    spread = not generative and not (head.point and config.refresh not in REFRESHES)
-    yield "finalize.scale", spread, why if generative else "a point has no deviations to scale"
+    yield "finalize.scale", not generative, why
+    scaled = not head.point or config.refresh in REFRESHES or config.scale == 1
+    yield "finalize.scale", scaled, "a point has no deviations to scale"
     ascent = config.refit == "ascent"
     yield "finalize.precision", not ascent, "finalize.refit=ascent keeps the prior of the training"
 
