@@ -11,9 +11,11 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 from bayestune.errors import StoreError
+
+T = TypeVar("T")
 
 _OLD = ".old"
 _RANDOM = "?" * 8  # what mkdtemp adds: of no other length, so that a.b is not taken for a
@@ -143,6 +145,11 @@ def _swap(staging: Path, path: Path) -> None:
             old.replace(path)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def under(prefix: str, named: Mapping[str, T]) -> dict[str, T]:
+    """Return what stands under a prefix, by the rest of its name."""
+    return {k.removeprefix(prefix): v for k, v in named.items() if k.startswith(prefix)}
 
 
 def checksum(path: Path) -> str:

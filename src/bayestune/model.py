@@ -238,12 +238,10 @@ class BayesModel:
         self, encoded: Encoded, batch_size: int = 32, progress: Progress = silent
     ) -> Observed:
         """Return what `observe` does, of encoded texts."""
-        weights, samples = self.backbone.weights, self.recipe.predict.samples
-        reader = self.reader()
-        draws = 0 if weights is None or not weights.is_random else samples
+        weights, reader = self.backbone.weights, self.reader()
+        draws = 0 if weights is None else weights.count(self.recipe.predict.samples)
         if weights is None or draws == 0:
             return reader.features(encoded, batch_size, progress=progress)
-        draws = weights.default_draws if draws == "auto" else int(draws)
         seed = self.recipe.seed
         return weights.observe(reader, self.head, encoded, draws, seed, batch_size, progress)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,6 +37,9 @@ class Toy(nn.Module):
     @property
     def backbone(self) -> Toy:
         return self
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def forward(self, x: Tensor) -> Tensor:
         h = torch.tanh(self.base(x) + self.B(self.A(x)))  # (B, T, H)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -116,6 +117,16 @@ class Backbone(nn.Module):
             self.weights.train(mode)
         self.training = mode
         return self
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Switch dropout and the noise of training off for a while."""
+        training = self.training
+        self.train(False)
+        try:
+            yield
+        finally:
+            self.train(training)
 
     def forward(
         self,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +69,11 @@ class Reader:
     ) -> Tensor:
         """Return the features of all rows ``(N, D)`` on the CPU, in order and without gradients."""
         out: Tensor | None = None
-        with self._still(), progress(label, len(encoded.ids)) as advance:
+        with (
+            self.backbone.evaluating(),
+            torch.no_grad(),
+            progress(label, len(encoded.ids)) as advance,
+        ):
             for rows in length_grouped_batches(encoded.lengths, batch_size, shuffle=False):
                 features = self.batch(encoded, rows).cpu()
                 if out is None:
@@ -113,7 +116,11 @@ class Reader:
             return torch.empty(0, 0), torch.empty(len(draws), 0, 0)
         batch_size = max(1, min(batch_size, _ROWS // times))
         found: list[tuple[list[int], Tensor, Tensor]] = []
-        with self._still(), progress(label, len(encoded.ids)) as advance:
+        with (
+            self.backbone.evaluating(),
+            torch.no_grad(),
+            progress(label, len(encoded.ids)) as advance,
+        ):
             halves = self.backbone.try_split(self.tensors(encoded, range(min(2, len(encoded.ids)))))
             with weights.drawing(draws, seed) as held:
                 for rows in length_grouped_batches(encoded.lengths, batch_size, shuffle=False):
@@ -190,17 +197,6 @@ class Reader:
         """Return the padded inputs of some rows on the backbone's device."""
         ids, mask, positions = pad([encoded.ids[i] for i in rows], self.pad_id, self.padding_side)
         return self._place(ids, mask, positions, encoded, rows)
-
-    @contextmanager
-    def _still(self) -> Iterator[None]:
-        """Switch gradients, dropout and the noise of training off."""
-        training = self.backbone.training
-        self.backbone.train(False)
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            self.backbone.train(training)
 
     def _kept(self, encoded: Encoded, rows: Sequence[int], mask: Tensor) -> Tensor | None:
         """Return the states of some rows ``(B, T, D)`` from the cache; None unless it has all."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -115,11 +115,11 @@ class Method:
         name: what ``--method`` takes.
         summary: one line for ``bayestune methods``.
         source: the paper.
-        settle: makes the adapter's weights random after training, where it does.
-        open_choices: what a recipe leaves `settle` to choose by held-out rows, in words for people.
+        settle: makes of the adapter's weights what they are to be, once after training.
         check: refuses recipes, before anything is loaded.
         defaults: recipe values where they differ from the recipe's own.
-        options: a frozen dataclass of the keys in its section ``weights``.
+        options: a frozen dataclass of the keys in its section ``weights``; one that is ``held_out``
+            is left to held-out rows, and these are seen to.
     """
 
     name: str
@@ -127,10 +127,9 @@ class Method:
     source: str
     build: Build
     loss: Loss
+    settle: Settle
     finalize: Finalize
     predict: Predict
-    settle: Settle | None = None
-    open_choices: Callable[[Recipe], list[str]] = lambda recipe: []
     check: Check = anything
     defaults: Mapping[str, Any] = field(default_factory=dict)
     options: type = NoOptions

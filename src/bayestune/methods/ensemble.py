@@ -13,15 +13,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from bayestune.backbone import Base, Reader, Source
+from bayestune.backbone import Base, Source
 from bayestune.config import Recipe
 from bayestune.data import Task
 from bayestune.errors import ConfigError
-from bayestune.finalize import Rows
 from bayestune.methods import parts as pieces
 from bayestune.methods.checks import require_lora_under_point
 from bayestune.methods.contract import Parts
-from bayestune.progress import Progress, silent
 from bayestune.weights import MemberWeights, head_site, sites
 
 
@@ -49,21 +47,6 @@ def build(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Recipe
     return made
 
 
-def settle(
-    parts: Parts,
-    reader: Reader,
-    fit: Rows,
-    held_out: Rows | None,
-    recipe: Recipe,
-    progress: Progress = silent,
-) -> dict[str, Any]:
-    """Leave the first member in the adapter."""
-    weights = parts.backbone.weights
-    assert isinstance(weights, MemberWeights)
-    weights.put(0)
-    return {"members": weights.members}
-
-
 METHOD = pieces.compose(
     "ensemble",
     "M LoRA adapters from different starts; M trainings, M passes of the adapted layers",
@@ -71,6 +54,5 @@ METHOD = pieces.compose(
     pieces.POINT,
     build=build,
     check=require_lora_under_point,
-    settle=settle,
     options=Options,
 )

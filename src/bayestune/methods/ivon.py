@@ -16,11 +16,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from bayestune.backbone import Base, Reader, Source
+from bayestune.backbone import Base, Source
 from bayestune.config import Recipe
 from bayestune.data import Task
 from bayestune.errors import ConfigError
-from bayestune.finalize import Rows
 from bayestune.methods import parts as pieces
 from bayestune.methods.checks import (
     require_classes,
@@ -29,8 +28,7 @@ from bayestune.methods.checks import (
     require_positive,
 )
 from bayestune.methods.contract import Parts
-from bayestune.progress import Progress, silent
-from bayestune.weights import IvonWeights, head_site, sites, spread
+from bayestune.weights import IvonWeights, head_site, sites
 
 
 @dataclass(frozen=True)
@@ -107,20 +105,6 @@ def build(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Recipe
     return Parts(backbone, head)
 
 
-def settle(
-    parts: Parts,
-    reader: Reader,
-    fit: Rows,
-    held_out: Rows | None,
-    recipe: Recipe,
-    progress: Progress = silent,
-) -> dict[str, Any]:
-    """Return how far the curvature has moved, as h/h₀, and the deviations that came of it."""
-    weights = parts.backbone.weights
-    assert isinstance(weights, IvonWeights)
-    return {"curvature": weights.curvature(), "std": spread(weights.std, weights.sites)}
-
-
 METHOD = pieces.compose(
     "ivon",
     "Gaussian over LoRA and head, learnt by its optimiser; S passes of the adapted layers",
@@ -128,7 +112,6 @@ METHOD = pieces.compose(
     pieces.POINT,
     {"train": {"lr": 1e-3, "kl": "auto", "schedule": "joint", "clip": 0.0}},
     build=build,
-    settle=settle,
     check=check,
     options=Options,
 )

@@ -76,12 +76,6 @@ def build(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Recipe
     return made
 
 
-def open_choices(recipe: Recipe) -> list[str]:
-    """Return what a recipe leaves to held-out rows."""
-    held_out = recipe.weights["precision"] == "held_out"
-    return ["weights.precision=held_out"] if held_out else []
-
-
 def settle(
     parts: Parts,
     reader: Reader,
@@ -173,6 +167,5 @@ METHOD = pieces.compose(
     build=build,
     check=require_plain_under_point,
     settle=settle,
-    open_choices=open_choices,
     options=Options,
 )

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bayestune.backbone import Base, Source, adapt, output_rows
+from bayestune.backbone import Base, Reader, Source, adapt, output_rows
 from bayestune.config import PredictConfig, Recipe, merge
 from bayestune.data import Example, Task, label_token_ids, render
 from bayestune.errors import ConfigError
 from bayestune.finalize import (
     REFRESHES,
     Features,
+    Rows,
     finish_regression,
     generative_head,
     given_temperature,
@@ -60,7 +61,8 @@ def compose(
         *defaults: recipe values, later ones winning.
         **own: functions (and ``options``) of the method's own.
     """
-    pieces = {"build": build, "loss": loss, "finalize": finalize, "predict": predict}
+    pieces: dict[str, Any] = {"build": build, "loss": loss, "settle": settle}
+    pieces |= {"finalize": finalize, "predict": predict}
     return Method(name, summary, source, **pieces | own, defaults=merge(*defaults))
 
 
@@ -144,6 +146,19 @@ def loss(head: nn.Module, batch: Features) -> Terms:
     """Return ``−mean bound`` and the KL of the head; the KL of a point head is 0."""
     bound = head.bound(batch.phi, batch.labels, batch.mask, batch.weights)  # pyright: ignore
     return Terms(-bound.mean(), head.kl())  # pyright: ignore[reportCallIssue]
+
+
+def settle(
+    parts: Parts,
+    reader: Reader,
+    fit: Rows,
+    held_out: Rows | None,
+    recipe: Recipe,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Let what is random of the adapter settle by itself, from the training alone."""
+    weights = parts.backbone.weights
+    return {} if weights is None else weights.settle()
 
 
 def finalize(

@@ -22,6 +22,5 @@ METHOD = parts.compose(
     build=laplace_lora.build,
     check=require_plain_under_point,
     settle=laplace_lora.settle,
-    open_choices=laplace_lora.open_choices,
     options=laplace_lora.Options,
 )

@@ -14,16 +14,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-
-from bayestune.backbone import Base, Reader, Source
+from bayestune.backbone import Base, Source
 from bayestune.config import Recipe
 from bayestune.data import Task
-from bayestune.finalize import Rows
 from bayestune.methods import parts
 from bayestune.methods.checks import require_lora_under_point, require_positive
 from bayestune.methods.contract import Parts
-from bayestune.progress import Progress, silent
 from bayestune.weights import ScaledWeights, sites
 
 
@@ -52,23 +48,6 @@ def build(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Recipe
     return made
 
 
-def settle(
-    parts: Parts,
-    reader: Reader,
-    fit: Rows,
-    held_out: Rows | None,
-    recipe: Recipe,
-    progress: Progress = silent,
-) -> dict[str, Any]:
-    """Fold the means into the adapter."""
-    weights = parts.backbone.weights
-    assert isinstance(weights, ScaledWeights)
-    weights.fold()
-    with torch.no_grad():
-        ratios = [std / mean for mean, std in map(weights.moments, weights.sites)]
-    return {"noise_to_mean": float(torch.cat(ratios).mean())}
-
-
 METHOD = parts.compose(
     "scalabl",
     "LoRA with random singular values, 2r numbers per layer; S passes of the adapted layers",
@@ -77,6 +56,5 @@ METHOD = parts.compose(
     {"train": {"kl": 1.0}},
     build=build,
     check=require_lora_under_point,
-    settle=settle,
     options=Options,
 )

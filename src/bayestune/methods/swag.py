@@ -16,16 +16,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from bayestune.backbone import Base, Reader, Source
+from bayestune.backbone import Base, Source
 from bayestune.config import Recipe
 from bayestune.data import Task
 from bayestune.errors import ConfigError
-from bayestune.finalize import Rows
 from bayestune.methods import parts as pieces
 from bayestune.methods.checks import require_classes, require_lora, require_point_head
 from bayestune.methods.contract import Parts
-from bayestune.progress import Progress, silent
-from bayestune.weights import SwagWeights, head_site, sites, spread
+from bayestune.weights import SwagWeights, head_site, sites
 
 
 @dataclass(frozen=True)
@@ -69,21 +67,6 @@ def build(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Recipe
     return Parts(backbone, head)
 
 
-def settle(
-    parts: Parts,
-    reader: Reader,
-    fit: Rows,
-    held_out: Rows | None,
-    recipe: Recipe,
-    progress: Progress = silent,
-) -> dict[str, Any]:
-    """Write the mean into the weights; return how many snapshots it is of and how far they lie."""
-    weights = parts.backbone.weights
-    assert isinstance(weights, SwagWeights)
-    weights.take_mean()
-    return {"snapshots": weights.collected, "std": spread(weights.std, weights.sites)}
-
-
 METHOD = pieces.compose(
     "swag",
     "Gaussian over LoRA and head from the path of training; S passes of the adapted layers",
@@ -91,7 +74,6 @@ METHOD = pieces.compose(
     pieces.POINT,
     {"train": {"floor": 0.5, "keep": "last"}},
     build=build,
-    settle=settle,
     check=check,
     options=Options,
 )

@@ -60,12 +60,6 @@ def build(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Recipe
     return made
 
 
-def open_choices(recipe: Recipe) -> list[str]:
-    """Return what a recipe leaves to held-out rows."""
-    held_out = recipe.weights["anchor"] == "held_out"
-    return ["weights.anchor=held_out"] if held_out else []
-
-
 def settle(
     parts: Parts,
     reader: Reader,
@@ -153,6 +147,5 @@ METHOD = pieces.compose(
     build=build,
     check=require_lora_under_point,
     settle=settle,
-    open_choices=open_choices,
     options=Options,
 )

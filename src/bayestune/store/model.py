@@ -23,7 +23,7 @@ from bayestune.backbone import resolve
 from bayestune.config import Recipe, from_mapping
 from bayestune.data import Scaling, Task
 from bayestune.errors import BayestuneError, ModelError, StoreError
-from bayestune.files import checksum, new_folder, verify, write_json
+from bayestune.files import checksum, new_folder, under, verify, write_json
 from bayestune.finalize import require_predictive
 from bayestune.head import GaussianHead, GenerativeHead, LinearHead, OrdinalHead
 from bayestune.metrics import Density
@@ -122,7 +122,7 @@ def load(
     _restore_head(model, kind, posterior)
     _restore_adapter(model, stored, posterior, folder)
     if model.backbone.weights is not None:
-        model.backbone.weights.load(_under(_WEIGHTS, posterior))
+        model.backbone.weights.load(under(_WEIGHTS, posterior))
     model.density = _density(posterior, task.outputs, model.head.in_features)  # pyright: ignore
     model.scaling = scaling
     model.notes = manifest.get("notes", {})
@@ -183,7 +183,7 @@ def _restore_head(model: BayesModel, kind: type[nn.Module], posterior: dict[str,
             options["noise"] = head.noise
         head = kind(**options)
     head.load_posterior(  # pyright: ignore[reportCallIssue]
-        _under("head.", posterior)
+        under("head.", posterior)
     )
     model.set_head(head.to(model.backbone.device))
 
@@ -216,17 +216,13 @@ def _restore_adapter(
 
 
 def _density(posterior: dict[str, Tensor], classes: int, width: int) -> Density | None:
-    parts = _under(_DENSITY, posterior)
+    parts = under(_DENSITY, posterior)
     if not parts:
         return None
     shapes = {"means": (classes, width), "whitening": (width, width), "present": (classes,)}
     if {name: tuple(part.shape) for name, part in parts.items()} != shapes:
         raise StoreError(f"{POSTERIOR} has a feature density of other classes or features.")
     return Density(**parts)
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def _is_empty(path: Path) -> bool:

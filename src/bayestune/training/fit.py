@@ -112,7 +112,7 @@ def _open_choices(model: BayesModel) -> list[str]:
     """Return what a model's recipe leaves to held-out rows, in words for people."""
     recipe, config, point = model.recipe, model.recipe.finalize, model.head.point
     found = ["train.patience"] if recipe.train.patience > 0 else []
-    found += model.method.open_choices(recipe)
+    found += [f"weights.{key}=held_out" for key, v in recipe.weights.items() if v == "held_out"]
     if (not point or model.backbone.has_kl) and recipe.train.kl == "auto":
         found.append("train.kl=auto")
     if recipe.head.kind != "generative" and (not point or config.refresh in REFRESHES):

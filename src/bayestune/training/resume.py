@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from bayestune.config import to_mapping
 from bayestune.errors import StoreError
-from bayestune.files import recover
+from bayestune.files import recover, under
 from bayestune.training.checkpoint import (
     flatten,
     load_checkpoint,
@@ -89,17 +88,13 @@ def interrupted(session: Session) -> dict[str, Found]:
 def proceed(session: Session, tensors: dict[str, Tensor], state: dict[str, Any]) -> Loop:
     """Put a state back and return the loop that goes on from it."""
     # The step sizes follow from the head's feature energy, so its state comes first.
-    restore(session.model.backbone, session.model.head, _under("now.", tensors))
+    restore(session.model.backbone, session.model.head, under("now.", tensors))
     session.kappa, session.kappas = state["kappa"], state["kappas"]
     loop = session.new_loop(session.kappa)
-    session.best, session.best_tensors = state["best"], _under("best.", tensors)
+    session.best, session.best_tensors = state["best"], under("best.", tensors)
     session.history = state["history"]
     for name in ("adapter", "posterior"):
         getattr(loop, name).load_state_dict(unflatten(name, tensors, state[name]))
     loop.step, loop.epoch = state["step"], state["epoch"]
     set_rng_state(session.model.backbone.device, tensors)
     return loop
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

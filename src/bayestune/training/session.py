@@ -160,11 +160,10 @@ class Session:
 
     def _settle(self) -> dict[str, Any]:
         """Let the method make its distribution over the adapter's weights."""
-        model, settle = self.model, self.model.method.settle
-        if settle is None:
-            return {}
+        model = self.model
         parts = Parts(model.backbone, model.head)
-        return settle(parts, self.reader, self.rows, self.val, self.recipe, self.progress)
+        rows = self.rows, self.val
+        return model.method.settle(parts, self.reader, *rows, self.recipe, self.progress)
 
     def density(self, rows: Features) -> Density:
         """Return the class densities of features, in fp32; numbers are of one class."""

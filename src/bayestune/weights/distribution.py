@@ -127,6 +127,10 @@ class WeightDistribution(nn.Module):
     def after_step(self, step: int, total: int) -> None:
         """Take note of the weights after step ``step`` (from 1) of ``total``."""
 
+    def settle(self) -> dict[str, Any]:
+        """Leave the mean in the adapter once training has ended; return what to report."""
+        return {}
+
     def fold_temperature(self, temperature: float) -> None:
         """Scale what is random in the head, whose mean has been divided by T."""
 
@@ -167,6 +171,12 @@ class WeightDistribution(nn.Module):
             yield held
         finally:
             self._drawing = outer
+
+    def count(self, samples: int | str) -> int:
+        """Return how many draws ``predict.samples`` stands for; 0 where nothing is random."""
+        if not self.is_random:
+            return 0
+        return self.default_draws if isinstance(samples, str) else samples
 
     def observe(
         self,

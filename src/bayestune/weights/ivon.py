@@ -20,6 +20,7 @@ from bayestune.head import LinearHead, energy
 from bayestune.optim import Ivon
 from bayestune.weights.distribution import WeightDistribution, key
 from bayestune.weights.site import Site
+from bayestune.weights.spread import spread
 
 
 class IvonWeights(WeightDistribution):
@@ -132,6 +133,10 @@ class IvonWeights(WeightDistribution):
             part = "adapter" if site.layer is not None else "head"
             found.setdefault(part, []).append(ratio.flatten())
         return {part: float(torch.cat(each).mean()) for part, each in found.items()}
+
+    def settle(self) -> dict[str, Any]:
+        """Return how far the curvature has moved, as h/h₀, and the deviations that came of it."""
+        return {"curvature": self.curvature(), "std": spread(self.std, self.sites)}
 
     def fold_temperature(self, temperature: float) -> None:
         """Divide the deviations of the head by T, as its mean was."""

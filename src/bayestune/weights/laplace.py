@@ -225,16 +225,13 @@ class LaplaceWeights(WeightDistribution):
         """Yield rows, features, logits and what passed through the sites, batch by batch."""
         numbers = held * sum(site.weight.numel() for site in self.sites.values())
         size = max(1, min(batch_size, _NUMBERS // numbers))
-        training = reader.backbone.training
-        reader.backbone.train(False)
-        with progress(label, len(encoded.ids)) as advance:
+        with reader.backbone.evaluating(), progress(label, len(encoded.ids)) as advance:
             for index in length_grouped_batches(encoded.lengths, size, shuffle=False):
                 with recorded(self.sites) as calls:
                     phi = reader.batch(encoded, index)
                     logits = head(phi.to(next(head.parameters()).device))
                 yield index, phi, logits, calls
                 advance(len(index))
-        reader.backbone.train(training)
 
 
 def _zeros(site: Site) -> Tensor:

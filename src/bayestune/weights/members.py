@@ -9,10 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from bayestune.posterior.observed import Observed
-from bayestune.progress import Progress, silent
 from bayestune.weights.distribution import WeightDistribution, key
 from bayestune.weights.site import Site
 
@@ -58,19 +56,14 @@ class MemberWeights(WeightDistribution):
         """Return members minus the first, ``(S, out, in)``."""
         return self.get_buffer(key(site))[list(draws)] - self.sites[site].weight.detach()
 
-    def observe(
-        self,
-        reader: Any,
-        head: nn.Module,
-        encoded: Any,
-        draws: int,
-        seed: int,
-        batch_size: int = 32,
-        progress: Progress = silent,
-    ) -> Observed:
-        """Return logits under the members, at most ``draws`` of them."""
-        draws = min(draws, self.members)
-        return super().observe(reader, head, encoded, draws, seed, batch_size, progress)
+    def count(self, samples: int | str) -> int:
+        """Return how many members predict: all of them, or the first few."""
+        return min(super().count(samples), self.members)
+
+    def settle(self) -> dict[str, Any]:
+        """Leave the first member in the adapter."""
+        self.put(0)
+        return {"members": self.members}
 
     @torch.no_grad()
     def fold_temperature(self, temperature: float) -> None:

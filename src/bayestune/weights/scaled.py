@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -101,6 +102,13 @@ class ScaledWeights(WeightDistribution):
         """Return the divergence over all layers in nats."""
         each = [normal_kl(*self.moments(name), reverse=self.reverse) for name in self.sites]
         return torch.stack(each).sum()
+
+    def settle(self) -> dict[str, Any]:
+        """Fold the means into the adapter; return how large the noise is beside them."""
+        self.fold()
+        with torch.no_grad():
+            ratios = [std / mean for mean, std in map(self.moments, self.sites)]
+        return {"noise_to_mean": float(torch.cat(ratios).mean())}
 
     def fold(self) -> None:
         """Make the adapter's A ``diag(μ) V``; what the model computes stays the same."""

@@ -14,6 +14,7 @@ Source: Maddox et al. 2019 (arXiv 1902.02476), algorithm 1; for LoRA Onal et al.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from bayestune.errors import ConfigError
 from bayestune.weights.distribution import WeightDistribution, key
 from bayestune.weights.noise import generator
 from bayestune.weights.site import Site
+from bayestune.weights.spread import spread
 
 
 class Trajectory(nn.Module):
@@ -164,6 +166,11 @@ class SwagWeights(WeightDistribution):
         """Write the mean θ̄ into the weights."""
         for name, site in self.sites.items():
             site.weight.copy_(self.path(name).mean)
+
+    def settle(self) -> dict[str, Any]:
+        """Write the mean into the weights; return of how many snapshots, and how far they lie."""
+        self.take_mean()
+        return {"snapshots": self.collected, "std": spread(self.std, self.sites)}
 
     def fold_temperature(self, temperature: float) -> None:
         """Divide the deviations of the head by T, as its mean was."""
