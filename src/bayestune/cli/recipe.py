@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,7 +11,10 @@ if TYPE_CHECKING:
 
 
 def layers(
-    config: str | None, flags: Mapping[str, Any], overrides: Iterable[str]
+    config: str | None,
+    flags: Mapping[str, Any],
+    overrides: Iterable[str],
+    start: Path | None = None,
 ) -> dict[str, Any]:
     """Merge what the user gave and check its names and types, before anything heavy is imported.
 
@@ -18,6 +22,7 @@ def layers(
         config: a recipe's path or shipped name.
         flags: recipe keys by flag; None where the flag was not given.
         overrides: ``key=value`` pairs.
+        start: a trained run whose recipe lies below all of these.
 
     Returns:
         Nested plain values to be laid over a method's defaults.
@@ -34,7 +39,12 @@ def layers(
         file = read_yaml(path)
         from_mapping(file, where=str(path))  # by itself, so that a mistake in it is named as its
     given = {key: value for key, value in flags.items() if value is not None}
-    merged = merge(file, given, parse_overrides(overrides))
+    trained: dict[str, Any] = {}
+    if start is not None:
+        from bayestune.store import recipe_of
+
+        trained = recipe_of(start)
+    merged = merge(trained, file, given, parse_overrides(overrides))
     from_mapping(merged)
     return merged
 

@@ -86,6 +86,14 @@ def train(
             metavar="KIND", help="classification, choice or regression; default: by the columns."
         ),
     ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="RUN",
+            help="Start from this trained run instead of training (tfb, laplace_lora, …).",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Print parameters, memory and time; write nothing."),
@@ -104,11 +112,13 @@ def train(
     KEY=VALUE.
     """
     flags = {"model": model, "method": method, "seed": seed, "device": device, "dtype": dtype}
-    merged = layers(config, flags, overrides or ())
+    merged = layers(config, flags, overrides or (), start)
     if out is None and not dry_run:
         raise ConfigError("train needs --out, the run's folder (or --dry-run).")
     if resume and overwrite:
         raise ConfigError("--resume continues a run and --overwrite replaces it: give one of them.")
+    if start is not None and (dry_run or resume):
+        raise ConfigError("--from has no training to estimate or to resume.")
     if out is not None and not (dry_run or resume or overwrite):
         _check_free(out)
     asked = {"kind": task, "text": text, "text2": text2, "label": label, "answer": label}
@@ -123,7 +133,7 @@ def train(
         _estimate(ctx, built, rows, held_out)
         return
     with quiet(ctx):
-        run = _fit(built, rows, held_out, out, resume=resume, overwrite=overwrite)
+        run = _fit(built, rows, held_out, out, start, resume=resume, overwrite=overwrite)
     _show(run)
 
 
@@ -167,6 +177,7 @@ def _fit(
     rows: Task,
     held_out: Task | None,
     out: Path,
+    start: Path | None,
     *,
     resume: bool,
     overwrite: bool,
@@ -180,6 +191,7 @@ def _fit(
             rows,
             val=held_out,
             out=out,
+            start=start,
             resume=resume,
             overwrite=overwrite,
             progress=shown,
@@ -214,7 +226,8 @@ def _show(run: Run) -> None:
         kept = row["epoch"] == (best or run.history[-1]["epoch"])
         cells = [f"{row[k]:.4g}" if k in row else "" for k in columns.values()]
         table.add_row(*cells, "kept" if kept else "", style="bold" if kept else None)
-    emit_table(table)
+    if run.history:
+        emit_table(table)
     emit(f"chosen: {_choices(run.chosen)}")
     emit(f"{run.seconds:.0f} s; saved in {run.out}/model")
 

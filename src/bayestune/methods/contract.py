@@ -118,6 +118,7 @@ class Method:
         settle: makes of the adapter's weights what they are to be, once after training.
         check: refuses recipes, before anything is loaded.
         defaults: recipe values where they differ from the recipe's own.
+        after: methods whose training is its own, so that it can start from a model of theirs.
         options: a frozen dataclass of the keys in its section ``weights``; one that is ``held_out``
             is left to held-out rows, and these are seen to.
     """
@@ -132,4 +133,5 @@ class Method:
     predict: Predict
     check: Check = anything
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    after: tuple[str, ...] = ()
     options: type = NoOptions

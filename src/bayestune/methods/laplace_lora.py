@@ -167,5 +167,6 @@ METHOD = pieces.compose(
     build=build,
     check=require_plain_under_point,
     settle=settle,
+    after=("mle", "map"),
     options=Options,
 )

@@ -18,4 +18,5 @@ METHOD = parts.compose(
     "arXiv 2106.14806",
     parts.POINT,
     {"finalize": {"refresh": "kronecker"}},
+    after=("mle", "map"),
 )

@@ -22,5 +22,6 @@ METHOD = parts.compose(
     build=laplace_lora.build,
     check=require_plain_under_point,
     settle=laplace_lora.settle,
+    after=("polar_mle",),
     options=laplace_lora.Options,
 )

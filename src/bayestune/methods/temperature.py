@@ -17,4 +17,5 @@ METHOD = parts.compose(
     "arXiv 1706.04599",
     parts.POINT,
     {"finalize": {"temperature": "auto"}},
+    after=("mle", "map"),
 )

@@ -147,5 +147,6 @@ METHOD = pieces.compose(
     build=build,
     check=require_lora_under_point,
     settle=settle,
+    after=("mle", "map"),
     options=Options,
 )

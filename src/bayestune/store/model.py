@@ -114,13 +114,7 @@ def load(
             f"The backbone {recipe.model!r} is not the one that {folder} was trained on "
             f"({source.fingerprint} instead of {fingerprint})."
         )
-    try:
-        stored = load_file(folder / ADAPTER)
-        posterior = load_file(folder / POSTERIOR)
-    except (SafetensorError, OSError) as error:
-        raise StoreError(f"{folder} is damaged: {error}.") from error
-    _restore_head(model, kind, posterior)
-    _restore_adapter(model, stored, posterior, folder)
+    posterior = restore(model, kind, folder)
     if model.backbone.weights is not None:
         model.backbone.weights.load(under(_WEIGHTS, posterior))
     model.density = _density(posterior, task.outputs, model.head.in_features)  # pyright: ignore
@@ -130,6 +124,22 @@ def load(
         model.recipe = replace(recipe, predict=replace(recipe.predict, samples=samples))
         require_predictive(model.recipe, model.head, model.backbone.weights, len(model.labels))
     return model
+
+
+def restore(model: BayesModel, kind: type[nn.Module], folder: Path) -> dict[str, Tensor]:
+    """Put a stored adapter and head into a model; return all that stands beside the adapter.
+
+    Raises:
+        StoreError: if a file is damaged or does not fit the model.
+    """
+    try:
+        stored = load_file(folder / ADAPTER)
+        posterior = load_file(folder / POSTERIOR)
+    except (SafetensorError, OSError) as error:
+        raise StoreError(f"{folder} is damaged: {error}.") from error
+    _restore_head(model, kind, posterior)
+    _restore_adapter(model, stored, posterior, folder)
+    return posterior
 
 
 def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
@@ -229,4 +239,4 @@ def _is_empty(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
 
 
-__all__ = ["MANIFEST", "load", "model_folder", "save"]
+__all__ = ["MANIFEST", "load", "model_folder", "restore", "save"]

@@ -21,6 +21,7 @@ from bayestune.finalize import (
 from bayestune.head import GenerativeHead
 from bayestune.model import BayesModel
 from bayestune.progress import Progress, shown
+from bayestune.store import start_from
 from bayestune.training.loop import natural_deviations
 from bayestune.training.penalty import require_point
 from bayestune.training.run import Journal, Run
@@ -36,6 +37,7 @@ def fit(
     *,
     val: Task | None = None,
     out: str | Path | None = None,
+    start: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress = shown,
@@ -52,6 +54,8 @@ def fit(
         train: labelled examples.
         val: labelled examples to choose by.
         out: the run's folder; ``out/model`` is what ``model.save`` writes.
+        start: the run or model to start from instead of training, where the method follows the
+            training of another (`Method.after`): the adapter and the mean are taken as they are.
         resume: continue an interrupted run in ``out``.
         overwrite: replace a run that lies in ``out``.
         progress: how to report.
@@ -72,10 +76,13 @@ def fit(
     folder = None if out is None else Path(out)
     if resume and folder is None:
         raise ConfigError("resume needs the folder of the run to continue: give out.")
+    if start is not None:
+        _require_fresh_rows(model, val, resume)
     train, val = split(model, train, val)
     model.adopt(train)
+    begun = None if start is None else start_from(model, start)
     session = Session(model, train, val, Journal(folder), progress)
-    return session.run(resume=resume, overwrite=overwrite, started=started)
+    return session.run(resume=resume, overwrite=overwrite, started=started, begun=begun)
 
 
 def split(model: BayesModel, train: Task, val: Task | None) -> tuple[Task, Task | None]:
@@ -106,6 +113,17 @@ def split(model: BayesModel, train: Task, val: Task | None) -> tuple[Task, Task 
     require_possible(recipe, model.head, len(train))
     require_predictive(recipe, model.head, model.backbone.weights, len(model.labels))
     return train, val
+
+
+def _require_fresh_rows(model: BayesModel, val: Task | None, resume: bool) -> None:
+    """Raise where rows that a trained model has learnt by heart would choose for it."""
+    if resume:
+        raise ConfigError("a run that starts from a trained model has no training to resume.")
+    if val is None and (choices := _open_choices(model)):
+        raise ConfigError(
+            f"{', '.join(choices)} is chosen by held-out rows; a model that is trained already may "
+            "have seen any of these: give rows that it has not seen as val (--val)."
+        )
 
 
 def _open_choices(model: BayesModel) -> list[str]:

@@ -79,8 +79,10 @@ class Session:
         """The seed of the training in progress; members of runs with near seeds have their own."""
         return self.recipe.seed + 1009 * self.member
 
-    def run(self, *, resume: bool, overwrite: bool, started: float) -> Run:
-        """Do all steps in order; see `fit`."""
+    def run(
+        self, *, resume: bool, overwrite: bool, started: float, begun: Mapping[str, Any] | None
+    ) -> Run:
+        """Do all steps in order, or those after a training that has ``begun`` it; see `fit`."""
         out = self.journal.out
         found = interrupted(self) if resume else {}
         if resume and not found:
@@ -91,13 +93,17 @@ class Session:
         device = self.model.backbone.device
         # The caller's global random numbers stay as they were.
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            self.optimise(found)
+            if begun is None:
+                self.optimise(found)
+            else:
+                self._fill_cache()
         if self.best_tensors and self.recipe.train.keep == "best":
             restore(self.model.backbone, self.model.head, self.best_tensors)
         chosen = {
             "kl": self.kappa,
             "kl_tried": self.kappas,
             **{f"best_{k}": v for k, v in self.best.items()},
+            **(begun or {}),
         }
         chosen |= self.finalize()
         self.model.notes = {"chosen": chosen, "data": self.facts}
