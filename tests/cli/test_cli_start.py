@@ -133,8 +133,10 @@ def test_the_command_takes_the_recipe_from_the_run(cli, starts, tmp_path):
     options = ("train", "--data", rows, "--from", starts / "mle", "--out", tmp_path / "tfb")
     result = cli(*options, "--method", "tfb", "weights.anchors=20")
     assert result.exit_code == 0, result.stderr
-    assert result.stdout.startswith("chosen: ")
     made = load(tmp_path / "tfb")
+    sigma = made.notes["chosen"]["weights"]["sigma"]
+    words = f"chosen: KL weight 0, sigma {sigma:.3g}, anchors 20, temperature 1"
+    assert result.stdout.splitlines()[0] == words
     assert made.recipe.weights["anchors"] == 20
     assert made.recipe.adapter == load(starts / "mle").recipe.adapter
     assert recipe_of(tmp_path / "tfb") == recipe_of(starts / "mle")

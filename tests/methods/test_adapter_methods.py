@@ -244,8 +244,8 @@ def test_tfb_stays_within_its_tolerance(make, clear):
     """The noise returned changes the anchors' loss by no more than asked, and more would."""
     model = make("tfb", weights={"tolerance": 0.02, "upper": 5.0}, kl=0.0)
     run = fit(model, clear, progress=silent)
-    sigma = run.chosen["sigma"]
-    assert 0 < sigma < 5.0 and run.chosen["anchors"] == len(clear)
+    sigma = run.chosen["weights"]["sigma"]
+    assert 0 < sigma < 5.0 and run.chosen["weights"]["anchors"] == len(clear)
     buffer = model.backbone.weights.get_buffer("sigma")  # pyright: ignore
 
     def change(value: float) -> float:
@@ -262,7 +262,7 @@ def test_the_published_division_leaves_the_search_at_its_end(make, clear):
     sigma = {}
     for divided in (False, True):
         model = make("tfb", weights={"upper": 0.015, "per_anchor": divided}, kl=0.0)
-        sigma[divided] = fit(model, clear, progress=silent).chosen["sigma"]
+        sigma[divided] = fit(model, clear, progress=silent).chosen["weights"]["sigma"]
     assert sigma[False] < 0.008 and sigma[True] == 0.015  # the published range
 
 
@@ -327,7 +327,7 @@ def test_questions_with_fewer_choices(name, make, choice):
 
 def test_tfb_holds_rows_out_where_it_is_to_use_them(make, clear):
     model = make("tfb", weights={"anchor": "held_out"}, epochs=1)
-    assert fit(model, clear, progress=silent).chosen["anchors"] == 12
+    assert fit(model, clear, progress=silent).chosen["weights"]["anchors"] == 12
     with pytest.raises(ConfigError, match=r"weights\.anchor=held_out"):
         fit(make("tfb", weights={"anchor": "held_out"}, hold_out=0.0), clear, progress=silent)
 

@@ -56,9 +56,9 @@ def test_it_learns_and_reports_whether_its_curvature_moved(trained, clear_test) 
     right = predicted.indices == torch.tensor(clear_test.targets)
     assert right.float().mean() > 0.9
     assert (predicted.epistemic > 0).all() and predicted.epistemic.mean() > 1e-3
-    moved = run.chosen["curvature"]
+    moved = run.chosen["weights"]["curvature"]
     assert moved.keys() == {"adapter", "head"} and all(v > 0 and v != 1 for v in moved.values())
-    assert 0.008 < run.chosen["std"]["adapter"] < 0.02  # it started at 0.01
+    assert 0.008 < run.chosen["weights"]["std"]["adapter"] < 0.02  # it started at 0.01
     assert run.history[0]["kl"] > 0
     assert run.history[-1]["train_nll"] < 0.5 * run.history[0]["train_nll"]
 

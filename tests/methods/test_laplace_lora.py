@@ -54,7 +54,7 @@ def settled_again(model: BayesModel, rows: Task = NOISY, **weights: Any) -> dict
     settle, held_out = get("laplace_lora").settle, prepare(model, rows)
     assert settle is not None
     parts = Parts(model.backbone, model.head)
-    return settle(parts, model.reader(), prepare(model, rows), held_out, recipe)["weights"]
+    return settle(parts, model.reader(), prepare(model, rows), held_out, recipe)
 
 
 def covariance(model: BayesModel, texts=FAMILIAR, batch_size: int = 32):

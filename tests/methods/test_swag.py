@@ -46,8 +46,8 @@ def test_it_learns_and_knows_what_its_path_left_open(model, clear, clear_test) -
     assert right.float().mean() > 0.9
     assert (predicted.epistemic > 0).all() and predicted.epistemic.mean() > 1e-3
     chosen = model.notes["chosen"]
-    assert chosen["snapshots"] == 20
-    assert chosen["std"]["adapter"] > 1e-4 and chosen["std"]["head"] > 1e-3
+    assert chosen["weights"]["snapshots"] == 20
+    assert chosen["weights"]["std"]["adapter"] > 1e-4 and chosen["weights"]["std"]["head"] > 1e-3
 
 
 def test_the_weights_are_the_average_over_the_snapshots(make, clear, monkeypatch) -> None:
@@ -68,7 +68,7 @@ def test_the_weights_are_the_average_over_the_snapshots(make, clear, monkeypatch
 
     monkeypatch.setattr(weights, "after_step", note)
     run = fit(model, clear, progress=silent)
-    assert len(seen) == run.chosen["snapshots"] > 5
+    assert len(seen) == run.chosen["weights"]["snapshots"] > 5
     for site, path in zip(weights.sites.values(), zip(*seen, strict=True), strict=True):
         mean = torch.stack(path).mean(0)
         torch.testing.assert_close(site.weight.detach().double(), mean, rtol=1e-5, atol=1e-6)
@@ -95,7 +95,7 @@ def test_a_scale_of_two_doubles_the_covariance(make, clear) -> None:
     std = {}
     for scale in (1.0, 2.0):
         model = make("swag", weights={"scale": scale}, **{**OPTIONS, "epochs": 2})
-        std[scale] = fit(model, clear, progress=silent).chosen["std"]
+        std[scale] = fit(model, clear, progress=silent).chosen["weights"]["std"]
     assert std[2.0] == pytest.approx({k: 2**0.5 * v for k, v in std[1.0].items()})
 
 

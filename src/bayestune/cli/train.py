@@ -246,11 +246,24 @@ def _choices(chosen: Mapping[str, Any]) -> str:
             words.append(f"covariance refreshed at precision {chosen['value']:.3g}")
         case "ascended":
             words.append(f"posterior refitted at KL weight {chosen['value']:.3g}")
+    words += _numbers(chosen.get("weights", {}))
     if "noise" in chosen:
         noise = chosen["noise"]
         words.append(f"{noise['kind']} noise of deviation {noise['std']:.3g}")
         return ", ".join([*words, f"standard deviations × {chosen['temperature']:.3g}"])
     return ", ".join([*words, f"temperature {chosen['temperature']:.3g}"])
+
+
+def _numbers(settled: Mapping[str, Any]) -> list[str]:
+    """Name what became of the adapter's distribution, but for every value that was tried."""
+    words = []
+    for key, value in settled.items():
+        name = key.replace("_", " ")
+        if isinstance(value, int | float):
+            words.append(f"{name} {value:.3g}")
+        elif isinstance(value, Mapping) and key != "tried":
+            words += [f"{name} ({part}) {number:.3g}" for part, number in value.items()]
+    return words
 
 
 _COLUMNS = {

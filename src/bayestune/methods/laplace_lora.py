@@ -107,7 +107,7 @@ def settle(
         chosen = {name: report["factor"] * value for name, value in chosen.items()}
         _install(weights, groups, chosen)
     gain = sum(weights.evidence(group, chosen[name]) for name, group in groups.items())
-    return {"weights": {"precision": chosen, "log_evidence": log_likelihood + gain, **report}}
+    return {"precision": chosen, "log_evidence": log_likelihood + gain, **report}
 
 
 @torch.no_grad()

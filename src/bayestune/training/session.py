@@ -162,7 +162,7 @@ class Session:
         if weights is not None and self.model.task.kind != "regression":
             weights.fold_temperature(report["temperature"])
         self.model.density = None if isinstance(head, GenerativeHead) else self.density(fit_rows)
-        return settled | report
+        return ({"weights": settled} if settled else {}) | report
 
     def _settle(self) -> dict[str, Any]:
         """Let the method make its distribution over the adapter's weights."""
