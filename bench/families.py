@@ -18,10 +18,13 @@ import torch
 from compare import CACHES, EPOCHS, load_splits, read_all, train_one
 from safetensors.torch import save_file
 
+from bayestune.config import merge
 from bayestune.files import new_folder, write_json
 from bayestune.training.checkpoint import restore
 from bayestune.training.run import environment
 
+#: What all variants have in common, so that one thing differs at a time.
+COMMON: dict[str, Any] = {"train": {"deviations": "adam"}}
 #: Variants: what differs from the defaults of ``polar_vbll``.
 VARIANTS: dict[str, dict[str, Any]] = {
     "jensen": {},
@@ -46,7 +49,8 @@ def learn(data: Path, out: Path, task: str, seed: int, variant: str) -> None:
     """Train one variant and write its features and posterior at the best epoch."""
     splits = load_splits(data, task, seed)
     lr = RATES[task]
-    model, session, seconds = train_one(splits, "polar_vbll", VARIANTS[variant], task, lr, seed)
+    changes = merge(COMMON, VARIANTS[variant])
+    model, session, seconds = train_one(splits, "polar_vbll", changes, task, lr, seed)
     restore(model.backbone, model.head, session.best_tensors)
     tensors = {f"phi.{k}": v for k, v in read_all(model, session, splits).items()}
     assert session.val is not None

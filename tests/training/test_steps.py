@@ -11,7 +11,7 @@ from bayestune.errors import ConfigError, NumericsError
 from bayestune.optim import step_deviations
 from bayestune.peft import adapter_report
 from bayestune.training import fit
-from bayestune.training.loop import DEVIATION_RATE, Loop
+from bayestune.training.loop import DEVIATION_RATE, Loop, natural_deviations
 
 BATCH = list(range(8))
 
@@ -50,13 +50,13 @@ def test_alternating_moves_the_head_on_still_features_and_the_adapter_against_th
     before = {n: p.detach().clone() for n, p in model.head.named_parameters()}
     seen = watch(loop, monkeypatch)
     reached: list[dict[str, Tensor]] = []
-    step = loop.posterior.step
+    step = loop._step_posterior
 
     def note(*arguments):
         step(*arguments)
         reached.append({n: p.detach().clone() for n, p in model.head.named_parameters()})
 
-    monkeypatch.setattr(loop.posterior, "step", note)
+    monkeypatch.setattr(loop, "_step_posterior", note)
     start = [p.detach().clone() for p in adapters(loop)]
     loop.run_step(BATCH)
 
@@ -160,6 +160,33 @@ def test_natural_gradient_needs_deviations_and_a_divergence(
     model = make(method, **options)
     with pytest.raises(ConfigError, match="diagonal or eigen"):
         fit(model, clear, deviations="natural", **train)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "train", "natural"),
+    [
+        ("polar_vbll", {}, {}, True),
+        ("lora_vbll", {}, {}, True),
+        ("polar_vbll", {"head": {"covariance": "eigen"}}, {}, False),
+        ("polar_vbll", {"head": {"covariance": "eigen"}}, {"deviations": "natural"}, True),
+        ("polar_vbll", {"head": {"covariance": "dense"}}, {}, False),
+        ("polar_vbll", {}, {"kappa": 0.0}, False),
+        ("polar_vbll", {}, {"deviations": "adam"}, False),
+        ("mle", {}, {}, False),
+    ],
+)
+def test_deviations_take_natural_steps_where_they_can(
+    make, clear, make_loop, method, options, train, natural
+) -> None:
+    loop = make_loop(make(method, **options), clear, **train)
+    assert (loop.natural is not None) == natural
+    held = {id(p) for group in loop.posterior.param_groups for p in group["params"]}
+    own = getattr(loop.head, "log_scale", None)
+    assert own is None or (id(own) in held) != natural
+
+
+def test_the_deviations_of_a_noisy_head_take_adams_steps(make, numbers) -> None:
+    assert natural_deviations(make(labels=numbers).head, 1.0, "auto") is None
 
 
 # what moves -------------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ def test_epistemic_uncertainty_is_higher_on_unfamiliar_texts(grown) -> None:
     assert unfamiliar.epistemic.mean() > 1.2 * familiar.epistemic.mean()
     assert unfamiliar.ood_score.median() > 2 * familiar.ood_score.median()
     found = evaluate(model, noisy(150, 98, 0.0), ood={"foreign": foreign_texts(100)}).ood["foreign"]
-    assert found["auroc_mutual_information"] > 0.6
+    assert found["auroc_mutual_information"] > 0.55
     assert found["auroc_density"] > 0.9
 
 

@@ -70,7 +70,8 @@ class TrainConfig:
     weight_decay: float = 0.0  # decoupled, on Euclidean adapter parameters (never on X, Y)
     kl: float | Literal["auto"] = "auto"  # κ: the KL weighs κ/N; auto: by held-out likelihood
     head_steps: int = 1  # head updates per adapter update, all on the same backbone pass
-    deviations: Literal["adam", "natural"] = "adam"  # step of the posterior's log deviations
+    # Step of the posterior's log deviations; auto: natural for classes, a diagonal covariance.
+    deviations: Literal["auto", "adam", "natural"] = "auto"
     schedule: Literal["alternate", "joint"] = "alternate"
     class_weights: Literal["none", "balanced"] | str = "none"  # or name=weight,name=weight
     label_smoothing: float = 0.0  # share of each label spread over all classes; point heads only

@@ -98,9 +98,8 @@ def split(model: BayesModel, train: Task, val: Task | None) -> tuple[Task, Task 
             "this model was fitted already: a generative head has taken the place of the one that "
             "is trained. Build it anew."
         )
-    if recipe.train.deviations == "natural":
-        kl = recipe.train.kl
-        natural_deviations(model.head, 1.0 if isinstance(kl, str) else kl)
+    kl = recipe.train.kl
+    natural_deviations(model.head, 1.0 if isinstance(kl, str) else kl, recipe.train.deviations)
     require_point(recipe.train, model.head)
     if train.kind != "regression" and sum(count > 0 for count in train.class_counts) < 2:
         raise DataError(

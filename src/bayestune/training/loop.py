@@ -31,13 +31,26 @@ from bayestune.training.penalty import confidence
 DEVIATION_RATE = 0.1
 
 
-def natural_deviations(head: nn.Module, kappa: float) -> nn.Parameter:
-    """Return the log deviations ``(K, D)`` that ``train.deviations=natural`` moves.
+def natural_deviations(head: nn.Module, kappa: float, asked: str) -> nn.Parameter | None:
+    """Return the log deviations ``(K, D)`` that take natural steps; None where all take Adam's.
+
+    Args:
+        head: the head.
+        kappa: the KL weight.
+        asked: ``train.deviations``; ``auto`` takes natural steps of the diagonal covariance of a
+            classifier, for which they were measured to be better.
 
     Raises:
-        ConfigError: the head has none of its own, or no KL gives them a fixed point.
+        ConfigError: ``natural`` is asked for, but the head has no deviations of its own, or no KL
+            gives them a fixed point.
     """
-    if getattr(head, "family", None) not in ("diagonal", "eigen") or kappa == 0:
+    family = getattr(head, "family", None)
+    if asked == "auto":
+        noisy = getattr(head, "noise", None) is not None
+        asked = "natural" if family == "diagonal" and kappa > 0 and not noisy else "adam"
+    if asked == "adam":
+        return None
+    if family not in ("diagonal", "eigen") or kappa == 0:
         raise ConfigError(
             "train.deviations=natural moves the deviations of a Gaussian head whose covariance is "
             "diagonal or eigen, with train.kl above 0; use adam."
@@ -100,6 +113,7 @@ class Loop:
     epoch: int = 0
     adapter: StiefelAdam | Ivon = field(init=False)
     posterior: StiefelAdam | Ivon = field(init=False)
+    natural: nn.Parameter | None = field(init=False)
 
     def __post_init__(self) -> None:
         config = self.config
@@ -115,8 +129,8 @@ class Loop:
         weights = self.reader.backbone.weights
         if weights is not None and weights.steps_itself:
             of_adapter = [g for g in of_adapter if g["name"] != DEVIATIONS]
-        if config.deviations == "natural":
-            own = natural_deviations(self.head, self.kappa)
+        self.natural = natural_deviations(self.head, self.kappa, config.deviations)
+        if (own := self.natural) is not None:
             of_head = [{**g, "params": [p for p in g["params"] if p is not own]} for g in of_head]
             of_head = [g for g in of_head if g["params"]]
         self.adapter, self.posterior = map(self._optimizer, (of_adapter, of_head))
@@ -246,8 +260,7 @@ class Loop:
 
     def _step_posterior(self, rate: float) -> None:
         self.posterior.step()
-        if self.config.deviations == "natural":
-            own = natural_deviations(self.head, self.kappa)
+        if (own := self.natural) is not None:
             weight = self.kappa / len(self.rows)
             rho = DEVIATION_RATE * rate
             step_deviations(own, own.grad, rho, weight)  # pyright: ignore[reportArgumentType]
