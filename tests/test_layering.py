@@ -32,7 +32,7 @@ ROWS = (
     {"evaluation"},
     {"recipes"},
     {"plots", "hf"},
-    {"demo"},
+    {"demo", "bench"},
     {"cli"},
 )
 RANK = {name: rank for rank, row in enumerate(ROWS) for name in row}
