@@ -101,6 +101,12 @@ def test_a_text_says_the_same_in_every_batch(trained) -> None:
         torch.testing.assert_close(found.epistemic, whole.epistemic, rtol=0, atol=1e-5)
 
 
+def test_it_predicts_where_gradients_are_forbidden(trained) -> None:
+    expected = trained.predict(FOREIGN).probs
+    with torch.inference_mode():
+        assert torch.equal(trained.predict(FOREIGN).probs, expected)
+
+
 def test_it_is_stored_with_the_model(trained, tmp_path) -> None:
     trained.save(tmp_path / "model")
     again = load(tmp_path / "model")

@@ -47,6 +47,8 @@ def test_lora_at_seven_billion(seven):
         ("map", 0, 0),
         ("temperature", 0, 0),
         ("mc_dropout", 0, 0),
+        # deviations, eigenvectors of both factors
+        ("last_layer_laplace", 0, CLASSES * WIDTH + WIDTH**2 + CLASSES**2),
         ("blob", SITES * RANK * WIDTH, SITES * RANK * WIDTH),  # + 48 % of LoRA with lm_head
         ("scalabl", 2 * RANK * SITES, 2 * RANK * SITES + 1),  # 2r a layer, and whether folded
         ("tfb", 0, SITES * RANK + 1),  # 1/d, and σ_q

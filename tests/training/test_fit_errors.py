@@ -167,6 +167,12 @@ GENERATIVE = {"kind": "generative"}
         ({"refit": "ascent", "precision": 1.0}, "precision=1.0 would do nothing: .*refit=ascent"),
         ({"refresh": "none", "precision": "evidence"}, "precision=evidence would .*refresh=none"),
         ({"head": {"kind": "linear"}, "refit": "mode"}, "refit=mode would do nothing: a point"),
+        ({"head": {"kind": "linear"}, "refresh": "none", "kl": 0.5}, "kl=0.5 would do nothing"),
+        (
+            {"head": {"kind": "ordinal"}, "predictive": "probit"},
+            "predictive=probit would do nothing",
+        ),
+        ({"head": GENERATIVE, "predictive": "probit"}, "predictive=probit would do nothing"),
     ],
 )
 def test_an_option_that_would_do_nothing_is_refused_before_training(
@@ -189,11 +195,24 @@ def test_an_option_that_would_do_nothing_is_refused_before_training(
         {"head": {"kind": "ordinal", "covariance": "eigen"}, "refit": "mode", "precision": 1.0},
         {"head": {"kind": "linear"}, "refresh": "block", "precision": 1.0, "refit": "mode"},
         {"refit": "ascent", "scale": 1.0},
+        {"predictive": "probit"},
+        {"head": {"kind": "linear"}, "refresh": "block", "predictive": "exact", "kl": 0.0},
+        {"method": "laplace_lora", "predictive": "probit"},
     ],
 )
 def test_an_option_that_does_something_is_taken(make, levels, options) -> None:
-    model = make(labels=levels, **options)
-    require_possible(model.recipe, model.head, len(levels))
+    model = make(**{"labels": levels, **options})
+    require_possible(model.recipe, model.head, len(levels), model.backbone.weights)
+
+
+@pytest.mark.parametrize(
+    ("method", "option"),
+    [("mle", "kl"), ("tfb", "kl"), ("blob", "predictive"), ("mle", "predictive")],
+)
+def test_what_a_method_has_no_use_for_is_refused(make, clear, method, option) -> None:
+    value = {"kl": 0.5, "predictive": "probit"}[option]
+    with pytest.raises(ConfigError, match=f"{option}={value} would do nothing"):
+        fit(make(method, **{option: value}), clear, progress=silent)
 
 
 def test_numbers_refuse_the_finish_of_classes_before_training(make, tmp_path) -> None:

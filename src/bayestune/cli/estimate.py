@@ -63,8 +63,8 @@ class Estimate:
             f"memory      about {_size(sum(self.memory.values()))}: {memory}",
             f"time        about {_duration(sum(self.seconds.values()))}: {times}",
             f"measured    by {self.steps} training steps of up to {self.batch_size} rows on this "
-            "machine, scaled by the padded tokens of all batches; the covariance refresh is not in "
-            "it",
+            "machine, scaled by the padded tokens of all batches; what a method does once after "
+            "training (a covariance, its choices) is not in it",
             "nothing was written",
         ]
 
@@ -124,7 +124,8 @@ def estimate(model: BayesModel, train: Task, val: Task | None) -> Estimate:
     epoch = share * sum(padded)
     held = _forward_tokens(others) if others else (1 - share) * _forward_tokens(rows.encoded)
     all_rows = _forward_tokens(rows.encoded) + (_forward_tokens(others) if others else 0)
-    epochs, tried = recipe.train.epochs, len(candidates(model))
+    tried, runs = len(candidates(model)), getattr(model.backbone.weights, "members", 1)
+    epochs = runs * recipe.train.epochs
     race = race_epochs(epochs) if tried > 1 else 0
     step, forward = timing.rate("step"), timing.rate("forward")
     seconds = {

@@ -218,18 +218,30 @@ def _show(run: Run) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     absent = "val_accuracy" if "noise" in run.chosen else "val_rmse"
     columns = {name: key for name, key in _COLUMNS.items() if key != absent}
+    if any("member" in row for row in run.history):
+        columns = {"member": "member", **columns}
     for column in columns:
         table.add_column(column, justify="right")
     table.add_column("")
-    best = run.chosen.get("best_epoch") if run.recipe.train.keep == "best" else None
+    kept_rows = _kept(run)
     for row in run.history:
-        kept = row["epoch"] == (best or run.history[-1]["epoch"])
+        kept = row in kept_rows
         cells = [f"{row[k]:.4g}" if k in row else "" for k in columns.values()]
         table.add_row(*cells, "kept" if kept else "", style="bold" if kept else None)
     if run.history:
         emit_table(table)
     emit(f"chosen: {_choices(run.chosen)}")
     emit(f"{run.seconds:.0f} s; saved in {run.out}/model")
+
+
+def _kept(run: Run) -> list[dict[str, Any]]:
+    """Return the epoch that was kept, of an ensemble that of every member."""
+    members: dict[int, list[dict[str, Any]]] = {}
+    for row in run.history:
+        members.setdefault(row.get("member", 0), []).append(row)
+    if run.recipe.train.keep == "best" and all("val_nll" in row for row in run.history):
+        return [min(rows, key=lambda row: row["val_nll"]) for rows in members.values()]
+    return [rows[-1] for rows in members.values()]
 
 
 def _choices(chosen: Mapping[str, Any]) -> str:

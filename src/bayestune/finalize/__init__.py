@@ -7,7 +7,7 @@ from bayestune.finalize.choice import Candidate
 from bayestune.finalize.features import Features, Rows
 from bayestune.finalize.generative import generative_head, to_generative
 from bayestune.finalize.options import KAPPAS
-from bayestune.finalize.refresh import REFRESHES
+from bayestune.finalize.refresh import FAMILY_OF, REFRESHES
 from bayestune.finalize.regression import (
     finish_regression,
     fit_std_factor,
@@ -29,6 +29,7 @@ from bayestune.finalize.temperature import (
 )
 
 __all__ = [
+    "FAMILY_OF",
     "KAPPAS",
     "REFRESHES",
     "Candidate",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 
 from torch import nn
 
@@ -13,15 +14,18 @@ from bayestune.head import GaussianHead, GenerativeHead, LinearHead, OrdinalHead
 from bayestune.weights import WeightDistribution
 
 
-def require_possible(recipe: Recipe, head: nn.Module, rows: int) -> None:
+def require_possible(
+    recipe: Recipe, head: nn.Module, rows: int, weights: WeightDistribution | None = None
+) -> None:
     """Raise ConfigError where a recipe asks for what its head cannot have.
 
     Args:
         recipe: its sections ``head``, ``train``, ``finalize`` and ``predict``.
         head: as it is trained.
         rows: how many training rows there are.
+        weights: what is random of the adapter.
     """
-    _require_effects(recipe, head)
+    _require_effects(recipe, chain(_needs(recipe, head), _needs_of(weights, recipe, head)))
     config, still = recipe.finalize, recipe.train.kl == 0
     if isinstance(head, OrdinalHead) and head.point != still:
         raise ConfigError(
@@ -41,9 +45,9 @@ def require_possible(recipe: Recipe, head: nn.Module, rows: int) -> None:
         _require_classes(recipe, head, rows)  # pyright: ignore[reportArgumentType]
 
 
-def _require_effects(recipe: Recipe, head: nn.Module) -> None:
+def _require_effects(recipe: Recipe, needs: Iterable[tuple[str, bool, str]]) -> None:
     """Raise ConfigError where an option was set that nothing would look at."""
-    for key, applies, why in _needs(recipe, head):
+    for key, applies, why in needs:
         section, name = key.split(".")
         value, default = (getattr(getattr(r, section), name) for r in (recipe, Recipe()))
         if not applies and value != default:
@@ -99,6 +103,21 @@ def require_predictive(
             f"predict.predictive=exact integrates independent logits, and {recipe.method} couples "
             f"those of {classes} classes; take predict.predictive=sample."
         )
+
+
+def _needs_of(
+    weights: WeightDistribution | None, recipe: Recipe, head: nn.Module
+) -> Iterator[tuple[str, bool, str]]:
+    """Yield what depends on the distributions over adapter and head, as `_needs` does."""
+    drawn = weights is not None and weights.is_drawn
+    moments = weights is not None and weights.is_random and not drawn
+    fresh = isinstance(head, LinearHead) and recipe.finalize.refresh in REFRESHES
+    gaussian = fresh or (isinstance(head, GaussianHead) and recipe.head.kind != "generative")
+    why = "probabilities of draws are averaged" if drawn else "no logits are Gaussian"
+    numbers = getattr(head, "noise", None) is not None
+    yield "predict.predictive", moments or (gaussian and not numbers), why
+    divergence = not head.point or (weights is not None and weights.has_kl)
+    yield "train.kl", divergence or recipe.train.kl == 0, "nothing random is trained"
 
 
 def require_generative(config: FinalizeConfig) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from bayestune.errors import ConfigError
 from bayestune.finalize.features import Features
 from bayestune.head import GaussianHead, LinearHead, OrdinalHead
+from bayestune.head.families import Name
 from bayestune.posterior import bounds, curvature, laplace, ordinal, subspace
 from bayestune.posterior.ascent import Bound
 
@@ -32,8 +33,16 @@ BLOCK_LIMIT = 2**25
 #: Numbers up to which the whole curvature is decomposed (536 MB in float64, a minute or two).
 FULL_LIMIT = 2**26
 
-#: What ``finalize.refresh`` asks for by name; a point head, too, gets a covariance then.
-REFRESHES = ("full", "kronecker", "block", "eigen", "diagonal")
+#: What ``finalize.refresh`` asks for by name (a point head, too, gets a covariance then), and the
+#: family that it delivers; see `install` for two classes and for fewer rows than features.
+FAMILY_OF: dict[str, Name] = {
+    "full": "joint",
+    "kronecker": "coupled",
+    "block": "dense",
+    "eigen": "eigen",
+    "diagonal": "diagonal",
+}
+REFRESHES = tuple(FAMILY_OF)
 
 
 def form_of(refresh: str, head: Head | LinearHead, rows: int) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from bayestune.backbone import Source, outline
 from bayestune.config import Recipe
 from bayestune.data import LabelSet, Task
+from bayestune.finalize import FAMILY_OF
+from bayestune.head.families import FAMILIES
 from bayestune.methods.contract import Method
 
 
@@ -16,7 +19,8 @@ class Cost:
 
     Attributes:
         trained: numbers that training moves, head included.
-        stored: numbers kept beside adapter and mean head: what defines the distribution.
+        stored: numbers kept beside adapter and mean head: what defines the distribution, as it
+            is trained or, of a point head, as its refresh delivers it.
         passes: what a prediction runs.
     """
 
@@ -43,9 +47,14 @@ def cost(method: Method, recipe: Recipe, source: Source, classes: int = 4) -> Co
     weights = made.backbone.weights
     seen = {id(p): p for part in (made.backbone, made.head) for p in part.parameters()}
     kept = {} if weights is None else weights.tensors()
-    kept |= {f"head.{k}": v for k, v in made.head.posterior_tensors().items() if v.numel() > 1}  # pyright: ignore
+    own = {k: v for k, v in made.head.posterior_tensors().items() if v.numel() > 1}  # pyright: ignore
+    stored = sum(t.numel() for t in [*kept.values(), *own.values()])
+    if made.head.point and recipe.finalize.refresh in FAMILY_OF:
+        family = FAMILIES[FAMILY_OF[recipe.finalize.refresh]]
+        shapes = family.shapes(classes, made.head.in_features, 0).values()  # pyright: ignore
+        stored += sum(math.prod(shape) for shape in shapes)
     return Cost(
         trained=sum(p.numel() for p in seen.values() if p.requires_grad),
-        stored=sum(t.numel() for t in kept.values()),
+        stored=stored,
         passes="1" if weights is None else weights.passes,
     )

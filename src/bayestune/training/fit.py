@@ -109,7 +109,7 @@ def split(model: BayesModel, train: Task, val: Task | None) -> tuple[Task, Task 
         if recipe.train.hold_out == 0:
             raise held_out_missing(choices)
         train, val = train.split(recipe.train.hold_out, recipe.seed)
-    require_possible(recipe, model.head, len(train))
+    require_possible(recipe, model.head, len(train), model.backbone.weights)
     require_predictive(recipe, model.head, model.backbone.weights, len(model.labels))
     return train, val
 

@@ -46,4 +46,4 @@ def optimise_members(session: Session, weights: MemberWeights, found: Mapping[st
         session.member += 1
         session.best, session.best_tensors = {}, {}
     # Each member has its own best epoch by now.
-    session.best_tensors = {}
+    session.best, session.best_tensors = {}, {}

@@ -194,7 +194,8 @@ class LaplaceWeights(WeightDistribution):
         progress: Progress = silent,
     ) -> LogitMoments:
         """Return the Gaussian logits of encoded texts; nothing is drawn."""
-        moments = self.moments(reader, head, encoded, batch_size=batch_size, progress=progress)
+        with torch.inference_mode(False):  # Jacobians are gradients
+            moments = self.moments(reader, head, encoded, batch_size=batch_size, progress=progress)
         return moments[0]
 
     def fold_temperature(self, temperature: float) -> None:
