@@ -103,8 +103,7 @@ def _laplace_lora(example: Example, form: Wording, chat: bool) -> str:
             f"Context: {example.passage}"
         )
     if form == "winogrande":
-        first, second = example.choices or ()
-        listed = f"A. {first}. B {second}."
+        listed = "A. {}. B {}.".format(*example.choices or ())
     else:
         listed = " ".join(f"{a}. {_sentence(text)}" for a, text in _lettered(example))
     return (
