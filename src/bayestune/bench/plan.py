@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bayestune.bench.cell import Key, is_written, read
-from bayestune.bench.suite import Suite
+from bayestune.bench.suite import Suite, plain
 from bayestune.errors import ConfigError
 
 
@@ -52,10 +52,11 @@ class Plan:
         """Refuse cells that another suite has left where this one's are to lie.
 
         Raises:
-            ConfigError: naming the first cell and what differs.
+            ConfigError: naming the first cell and what differs, or a recipe that cannot be.
         """
         for task in self.tasks:
             for row in self.rows:
+                self.suite.recipe_of(task, row)
                 rates = self.suite.rates_of(task, row)
                 tried = rates if isinstance(rates, tuple) else (self.rate(task, row),)
                 for key in (Key(task, row, s, lr) for s in range(self.seeds) for lr in tried if lr):
@@ -66,7 +67,7 @@ class Plan:
         cell = read(key, self.out)
         asked = self.suite.asked(key.task, key.row, key.seed, key.lr)
         for part, values in asked.items():
-            found = getattr(cell, part)
+            found = plain(cell.recipe, cell.spec)[part]
             for name, value in values.items():
                 if found.get(name) != value:
                     raise ConfigError(
