@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bayestune.bench.cell import Key, is_written, read
-from bayestune.bench.suite import Suite, plain
+from bayestune.bench.suite import Suite, completed
 from bayestune.errors import ConfigError
 
 
@@ -67,7 +67,7 @@ class Plan:
         cell = read(key, self.out)
         asked = self.suite.asked(key.task, key.row, key.seed, key.lr)
         for part, values in asked.items():
-            found = plain(cell.recipe, cell.spec)[part]
+            found = completed(part, getattr(cell, part))
             for name, value in values.items():
                 if found.get(name) != value:
                     raise ConfigError(

@@ -36,6 +36,7 @@ class TaskSpec:
         per_class: how many of each class it draws, instead.
         val_rows: how many held-out rows it draws; None takes all.
         test_rows: how many test rows, the same for all seeds; None takes all.
+        ood_rows: how many of each ``ood``, at most, the same for all seeds; None takes all.
         columns: what `Task.load` is told of the columns.
         recipe: recipe values of the task.
     """
@@ -49,11 +50,12 @@ class TaskSpec:
     per_class: int | None = None
     val_rows: int | None = None
     test_rows: int | None = None
+    ood_rows: int | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("train_rows", "per_class", "val_rows", "test_rows"):
+        for name in ("train_rows", "per_class", "val_rows", "test_rows", "ood_rows"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
                 raise ConfigError(f"{name} is {value!r}; it must be an integer of at least 1.")
@@ -130,8 +132,9 @@ class Suite:
 
     def asked(self, task: str, row: str, seed: int, lr: float) -> dict[str, Any]:
         """Return all that determines a training, as plain values: its recipe and its rows."""
-        recipe = to_mapping(self.recipe_of(task, row, seed, lr))
-        return plain(recipe, asdict(self.tasks[task]))
+        found = {"recipe": to_mapping(self.recipe_of(task, row, seed, lr))}
+        found["spec"] = asdict(self.tasks[task])
+        return json.loads(json.dumps(found))  # as it reads back
 
     def rates_of(self, task: str, row: str) -> tuple[float, ...] | str:
         """Return the rates that a row tries, or the row whose rate it takes."""
@@ -146,13 +149,11 @@ class Suite:
         return self.rates[kind]
 
 
-def plain(recipe: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recipe and a task's rows as a cell's file holds them.
-
-    A key that an earlier version did not write has its default, which is what that version did.
-    """
-    whole = {"recipe": to_mapping(from_mapping(recipe)), "spec": asdict(TaskSpec(**spec))}
-    return json.loads(json.dumps(whole))
+def completed(part: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a part of what `Suite.asked` gave, with the defaults of keys that came later."""
+    if part == "recipe":
+        return json.loads(json.dumps(to_mapping(from_mapping(values))))
+    return json.loads(json.dumps(asdict(TaskSpec(**values))))
 
 
 def names() -> list[str]:
