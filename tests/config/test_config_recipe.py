@@ -49,6 +49,7 @@ def words(key: str) -> list[str]:
 
 #: Another legal value for every key whose type does not name one.
 OTHER: dict[str, Any] = {
+    "train.max_steps": 500,
     "method": "mle",
     "model": "org/name",
     "revision": "abc",
