@@ -101,7 +101,7 @@ def choice_rows(
         others = [w for name in TOPICS if name != topic for w in TOPICS[name]]
         offered = [right, *rng.sample(others, choices[number % len(choices)] - 1)]
         rng.shuffle(offered)
-        answer = "ABCD"[offered.index(right)]
+        answer = "ABCDE"[offered.index(right)]
         rows.append({"question": f"find {asked}", "choices": offered, "answer": answer})
     return rows
 

@@ -74,6 +74,20 @@ def test_times(make, clear, clear_test, second_each, given) -> None:
     assert found.seconds == pytest.approx({k: v * per_token for k, v in expected.items()})
 
 
+def test_times_of_so_many_steps(make, clear, second_each) -> None:
+    # 90 of 120 rows are trained on: 6 batches an epoch, of which the race takes two of four.
+    options = {"batch_size": 16, "hold_out": 0.25}
+    whole = estimate(make(kl="auto", epochs=4, train=options), clear, None).seconds
+    same = estimate(make(kl="auto", train={**options, "max_steps": 24}), clear, None).seconds
+    assert same == pytest.approx(whole)
+    short = estimate(make(kl="auto", train={**options, "max_steps": 21}), clear, None).seconds
+    name = "choosing the KL weight"
+    assert short.pop("training") == pytest.approx(whole.pop("training") * 9 / 12)
+    assert short == pytest.approx(whole)
+    single = estimate(make(kl="auto", train={**options, "max_steps": 4}), clear, None).seconds
+    assert single[name] == pytest.approx(whole[name] * 4 / 12) and "training" not in single
+
+
 def test_without_a_cache_and_without_a_choice(make, clear, second_each) -> None:
     found = estimate(make("mle", layers="all", kl=0.0), clear, None)
     assert found.memory["prefix cache"] == 0

@@ -5,10 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from tiny_bases import move
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Tokenizer, models
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from bayestune import methods
+from bayestune.data import Task
 from bayestune.errors import ConfigError
 from bayestune.head import GaussianHead, LinearHead
+from bayestune.methods import parts
 
 
 def asked(example) -> str:
@@ -37,6 +41,34 @@ def test_the_mean_logits_start_as_the_letter_logits_of_the_lm_head(
         with torch.no_grad():
             expected = plain(ids).logits[0, -1, letters]
         torch.testing.assert_close(row, expected, rtol=1e-5, atol=2e-5)
+
+
+def test_the_rows_follow_the_answers_of_the_prompts_style(make, choice, llama_base) -> None:
+    rows = AutoModelForCausalLM.from_pretrained(llama_base).lm_head.weight
+    tokenizer = AutoTokenizer.from_pretrained(llama_base)
+    # This tokenizer puts a space before a text, as SentencePiece does: the letters are the same.
+    letters = [tokenizer.encode(a, add_special_tokens=False)[-1] for a in "ABCD"]
+    head = make(labels=choice, prompt={"style": "blob"}).head
+    assert torch.equal(head.weight, rows[letters])
+
+    words = {"?": 0, "A": 1, "B": 2, "False": 3, "True": 4, "false": 5, "true": 6}
+    core = Tokenizer(models.WordLevel(words, unk_token="?"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="?")
+    row = {"question": "is it", "passage": "It is."}
+    truth = Task.from_rows([{**row, "answer": answer} for answer in (True, False)])
+    for style, expected in {"blob": [3, 4], "laplace_lora": [3, 4], "scalabl": [5, 6]}.items():
+        recipe = methods.recipe("mle", {"prompt": {"style": style}})
+        assert parts._answer_tokens(tokenizer, truth, recipe) == expected
+        # A model that is loaded has its rows from its files; letters do for their shape.
+        assert parts._answer_tokens(tokenizer, truth.select([]), recipe) == [1, 2]
+
+
+def test_a_template_may_name_the_passage(make) -> None:
+    row = {"question": "is it", "passage": "It is."}
+    truth = Task.from_rows([{**row, "answer": answer} for answer in (True, False)])
+    template = "{passage}\n{question}\n{choices}\nAnswer:"
+    named = make(labels=truth, prompt={"template": template}).head
+    assert torch.equal(named.weight, make(labels=truth).head.weight)
 
 
 def test_the_rows_of_the_lm_head_are_the_centre_of_the_prior(make, choice) -> None:

@@ -58,6 +58,7 @@ class Cell:
         spec: the same of its rows; see `TaskSpec`.
         environment: versions and machine.
         error: why there are no metrics, where the training broke off.
+        shifted: metrics of labelled rows from elsewhere, and of telling them apart, by name.
     """
 
     key: Key
@@ -73,6 +74,7 @@ class Cell:
     spec: dict[str, Any] = field(repr=False)
     environment: dict[str, Any] = field(repr=False)
     error: str = ""
+    shifted: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:
@@ -137,7 +139,8 @@ def arrays_of(
 
     ``probs`` ``(N, K)`` and ``targets`` ``(N,)`` of the test rows; ``aleatoric``, and every score
     of unfamiliarity as ``score.NAME`` of the test rows and ``ood.SET.NAME`` of the others. Cells
-    also hold ``val.probs`` and ``val.targets`` of the held-out rows.
+    also hold ``val.probs`` and ``val.targets`` of the held-out rows, and ``shifted.SET.probs`` and
+    ``shifted.SET.targets``.
     """
     found = {"probs": inside.probs.float(), "targets": targets}
     found["aleatoric"] = inside.aleatoric.float()

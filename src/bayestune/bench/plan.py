@@ -52,10 +52,11 @@ class Plan:
         """Refuse cells that another suite has left where this one's are to lie.
 
         Raises:
-            ConfigError: naming the first cell and what differs.
+            ConfigError: naming the first cell and what differs, or a recipe that cannot be.
         """
         for task in self.tasks:
             for row in self.rows:
+                self.suite.recipe_of(task, row)
                 rates = self.suite.rates_of(task, row)
                 tried = rates if isinstance(rates, tuple) else (self.rate(task, row),)
                 for key in (Key(task, row, s, lr) for s in range(self.seeds) for lr in tried if lr):

@@ -23,7 +23,7 @@ from bayestune.bench.splits import Splits, read_splits
 from bayestune.bench.suite import Suite
 from bayestune.data import Task
 from bayestune.errors import ConfigError, NumericsError
-from bayestune.evaluation import Evaluation, evaluate
+from bayestune.evaluation import Evaluation, evaluate, score
 from bayestune.finalize import item_nll
 from bayestune.model import BayesModel, assemble
 from bayestune.prediction import Prediction
@@ -101,7 +101,8 @@ class Bench:
         history: list[dict[str, Any]],
         seconds: float,
     ) -> tuple[Cell, dict[str, torch.Tensor]]:
-        found = evaluate(model, splits.test, ood=splits.ood, progress=self.progress)
+        others = {**splits.ood, **splits.shifted}
+        found = evaluate(model, splits.test, ood=others, progress=self.progress)
         assert isinstance(found, Evaluation)
         trained = {id(p): p for part in (model.backbone, model.head) for p in part.parameters()}
         weights = model.backbone.weights
@@ -111,12 +112,18 @@ class Bench:
         targets = model.targets(splits.val)
         arrays = arrays_of(found.prediction, found.targets, found.ood_predictions)
         arrays |= {"val.probs": held_out.probs.float(), "val.targets": targets}
+        shifted: dict[str, dict[str, float]] = {}
+        for name, rows in splits.shifted.items():
+            probs, labels = found.ood_predictions[name], model.targets(rows)
+            arrays |= {f"shifted.{name}.probs": probs.probs.float()}
+            arrays |= {f"shifted.{name}.targets": labels}
+            shifted[name] = score(probs, labels).scalars | found.ood[name]
         cell = Cell(
             key=key,
             val_nll=float(item_nll(held_out.probs, targets).mean()),
             metrics=found.scalars,
             intervals={name: list(ends) for name, ends in found.intervals.items()},
-            ood=found.ood,
+            ood={name: found.ood[name] for name in splits.ood},
             cost={
                 "train_seconds": seconds,
                 "predict_seconds": predict_seconds(model, splits.test),
@@ -129,6 +136,7 @@ class Bench:
             history=history,
             **self.suite.asked(key.task, key.row, key.seed, key.lr),
             environment=environment() | {"device": str(model.backbone.device)},
+            shifted=shifted,
         )
         return cell, arrays
 
@@ -164,7 +172,7 @@ class Bench:
             self._caches.clear()
             self._caches[place] = cache
         model.cache = self._caches[place]
-        for name, rows in {**vars(splits), **splits.ood}.items():
+        for name, rows in {**vars(splits), **splits.ood, **splits.shifted}.items():
             if isinstance(rows, Task):
                 label = f"{task}: frozen layers, {name}"
                 model.reader().fill(model.encode(rows), progress=self.progress, label=label)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bayestune.bench.suite import PARTS, TaskSpec
+from bayestune.bench.suite import PARTS, Rows, TaskSpec
 from bayestune.data import Example, Task
 from bayestune.errors import ConfigError, DataError
 
@@ -22,22 +22,30 @@ class Splits:
         val: rows to choose by.
         test: rows to report on.
         ood: rows from elsewhere, by name.
+        shifted: labelled rows from elsewhere, by name.
         dropped: how many rows were left out of ``train`` and ``val`` because they stand in the
-            test set (or, held out, among those trained on).
+            test set (or, held out, among those trained on), and of shifted rows because they have
+            more choices than the task.
+        sources: which file or data set each part was read from.
     """
 
     train: Task
     val: Task
     test: Task
     ood: dict[str, Task]
+    shifted: dict[str, Task]
     dropped: dict[str, int]
+    sources: dict[str, str]
 
     @property
     def counts(self) -> dict[str, Any]:
         """How many rows there are, for the record."""
         parts = {part: len(getattr(self, part)) for part in PARTS}
-        outside = {name: len(rows) for name, rows in self.ood.items()}
-        return {**parts, "ood": outside, "dropped": self.dropped}
+        sets = {
+            kind: {name: len(rows) for name, rows in getattr(self, kind).items()}
+            for kind in ("ood", "shifted")
+        }
+        return {**parts, **sets, "dropped": self.dropped, "sources": self.sources}
 
 
 def read_splits(spec: TaskSpec, folder: Path | None, seed: int) -> Splits:
@@ -52,11 +60,14 @@ def read_splits(spec: TaskSpec, folder: Path | None, seed: int) -> Splits:
         seed: of the draw.
 
     Raises:
-        ConfigError: if a file is named and there is no folder.
+        ConfigError: if a file is named alone and there is no folder.
         DataError: if rows cannot be read, or are fewer than asked for.
     """
-    pool = Task.load(_place(spec.train, folder), **spec.columns)
-    test = Task.load(_place(spec.test, folder), like=pool)
+    named = {"train": spec.train, "val": spec.val, "test": spec.test, **spec.ood, **spec.shifted}
+    sources = {part: choose(rows, folder) for part, rows in named.items() if rows is not None}
+    places = {part: _place(source, folder) for part, source in sources.items()}
+    pool = Task.load(places["train"], **spec.columns)
+    test = Task.load(places["test"], like=pool)
     if spec.test_rows is not None:
         test = _draw(test, spec.test_rows, random.Random(0))
     seen = {_content(example) for example in test}
@@ -65,12 +76,17 @@ def read_splits(spec: TaskSpec, folder: Path | None, seed: int) -> Splits:
     train, rest = _split(pool, spec, rng)
     val, lost = rest, 0
     if spec.val is not None:
-        val, lost = _without(Task.load(_place(spec.val, folder), like=pool), seen)
+        val, lost = _without(Task.load(places["val"], like=pool), seen)
     val, more = _without(val, {_content(example) for example in train})
     if spec.val_rows is not None:
         val = _draw(val, spec.val_rows, rng)
-    ood = {name: _outside(_place(rows, folder), pool, spec) for name, rows in spec.ood.items()}
-    return Splits(train, val, test, ood, {"train": dropped, "val": lost + more})
+    ood = {name: _outside(places[name], pool, spec) for name in spec.ood}
+    left_out = {"train": dropped, "val": lost + more}
+    shifted: dict[str, Task] = {}
+    for name in spec.shifted:
+        shifted[name], lost = _shifted(places[name], pool, spec)
+        left_out |= {name: lost} if lost else {}
+    return Splits(train, val, test, ood, shifted, left_out, sources)
 
 
 def _split(pool: Task, spec: TaskSpec, rng: random.Random) -> tuple[Task, Task]:
@@ -107,6 +123,15 @@ def _outside(source: str, pool: Task, spec: TaskSpec) -> Task:
     return _draw(rows, min(spec.ood_rows or len(rows), len(rows)), random.Random(0))
 
 
+def _shifted(source: str, pool: Task, spec: TaskSpec) -> tuple[Task, int]:
+    """Read rows whose labels are the task's classes; of choices, those that it has letters for."""
+    if pool.kind != "choice":
+        return Task.load(source, like=pool), 0
+    rows = Task.load(source, **spec.columns)
+    keep = [i for i, row in enumerate(rows) if len(row.choices or ()) <= len(pool.labels)]
+    return replace(rows.select(keep), labels=pool.labels), len(rows) - len(keep)
+
+
 def _draw(task: Task, count: int, rng: random.Random) -> Task:
     return task.select(sorted(rng.sample(range(len(task)), _enough(task, count))))
 
@@ -127,9 +152,20 @@ def _content(example: Example) -> tuple[Any, ...]:
     return (example.text, example.text2, example.question, example.choices, example.passage)
 
 
-def _place(name: str, folder: Path | None) -> str:
-    if name.startswith("hf:"):
-        return name
-    if folder is None:
-        raise ConfigError(f"{name} is a file: give the folder that holds it (--data DIR).")
-    return str(folder / name)
+def choose(rows: Rows, folder: Path | None) -> str:
+    """Return the first of several sources that is there, or else the last one.
+
+    Raises:
+        ConfigError: if that is a file and there is no folder.
+    """
+    *preferred, last = [rows] if isinstance(rows, str) else rows
+    for source in preferred:
+        if source.startswith("hf:") or (folder is not None and (folder / source).is_file()):
+            return source
+    if folder is None and not last.startswith("hf:"):
+        raise ConfigError(f"{last} is a file: give the folder that holds it (--data DIR).")
+    return last
+
+
+def _place(source: str, folder: Path | None) -> str:
+    return source if source.startswith("hf:") or folder is None else str(folder / source)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
@@ -16,16 +16,22 @@ from bayestune.errors import ConfigError, nearest
 #: The parts of a task that have labels.
 PARTS = ("train", "val", "test")
 
+#: A file below the data folder or ``hf:NAME[/CONFIG][:SPLIT]``, or several of them, of which the
+#: first that is there is read; what is on the Hub counts as there.
+Rows = str | Sequence[str]
+
 
 @dataclass(frozen=True)
 class TaskSpec:
     """Where the rows of one task come from, and what its recipe changes.
 
     Args:
-        train: rows to draw from: a file below the data folder or ``hf:NAME[/CONFIG][:SPLIT]``.
+        train: rows to draw from.
         test: rows to report on; all of them, but for those that stand among the others.
         val: held-out rows; None takes ``val_rows`` of those that training leaves.
         ood: rows of other tasks, by name; their labels are ignored.
+        shifted: labelled rows of other tasks with the same classes, by name: measured as test rows
+            are. Those with more choices than the task has are left out.
         train_rows: how many rows the seed draws; None takes all.
         per_class: how many of each class it draws, instead.
         val_rows: how many held-out rows it draws; None takes all.
@@ -35,10 +41,11 @@ class TaskSpec:
         recipe: recipe values of the task.
     """
 
-    train: str
-    test: str
-    val: str | None = None
-    ood: Mapping[str, str] = field(default_factory=dict)
+    train: Rows
+    test: Rows
+    val: Rows | None = None
+    ood: Mapping[str, Rows] = field(default_factory=dict)
+    shifted: Mapping[str, Rows] = field(default_factory=dict)
     train_rows: int | None = None
     per_class: int | None = None
     val_rows: int | None = None
@@ -56,6 +63,16 @@ class TaskSpec:
             raise ConfigError("train_rows and per_class both say what is drawn: give one of them.")
         if self.val is None and self.val_rows is None:
             raise ConfigError("a task needs val, or val_rows to hold out of its training rows.")
+        names = [*PARTS, *self.ood, *self.shifted]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ConfigError(f"two sets of rows are called {twice[0]!r}: give them two names.")
+        for rows in (self.train, self.test, self.val, *self.ood.values(), *self.shifted.values()):
+            given = [rows] if isinstance(rows, str) else rows
+            valid = isinstance(given, Sequence) and all(isinstance(r, str) for r in given) and given
+            if rows is not None and not valid:
+                raise ConfigError(
+                    f"rows are read from {rows!r}; expected a name or a list of them."
+                )
 
 
 @dataclass(frozen=True)
@@ -87,6 +104,7 @@ class Suite:
         tasks: by name.
         rows: by name, in the order of the table.
         seeds: how many.
+        overrides: recipe values that win over those of all tasks and rows.
     """
 
     name: str
@@ -95,13 +113,21 @@ class Suite:
     tasks: Mapping[str, TaskSpec]
     rows: Mapping[str, RowSpec]
     seeds: int = 3
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        given = [key for key in ("method", "seed") if key in self.overrides]
+        given += ["train.lr"] if "lr" in self.overrides.get("train", {}) else []
+        if given:
+            raise ConfigError(f"{given[0]} is what a benchmark varies by itself; it cannot be set.")
 
     def recipe_of(self, task: str, row: str, seed: int = 0, lr: float | None = None) -> Recipe:
         """Return the recipe of one training."""
         spec = self.rows[row]
         last = {"seed": seed} | ({} if lr is None else {"train": {"lr": lr}})
         return methods.recipe(
-            spec.method, merge(self.recipe, self.tasks[task].recipe, spec.recipe, last)
+            spec.method,
+            merge(self.recipe, self.tasks[task].recipe, spec.recipe, self.overrides, last),
         )
 
     def asked(self, task: str, row: str, seed: int, lr: float) -> dict[str, Any]:
@@ -138,23 +164,31 @@ def names() -> list[str]:
 def load_suite(source: str) -> Suite:
     """Read a suite from a YAML file, or one that ships by its name.
 
+    A file's ``base`` names a shipped suite that lies below it, key by key.
+
     Raises:
         ConfigError: naming the key that is unknown, missing or wrong.
     """
     path = Path(source).expanduser()
     if not path.is_file():
-        if source not in names():
-            raise ConfigError(
-                f"There is no suite {source!r}; shipped are {', '.join(names())}, or give a "
-                f"YAML file.{nearest(source, names())}"
-            )
-        path = _folder() / f"{source}.yaml"
+        path = _folder() / f"{_shipped(source)}.yaml"
     return read_suite(read_yaml(path), path.stem, str(path))
+
+
+def _shipped(name: str) -> str:
+    if name not in names():
+        raise ConfigError(
+            f"There is no suite {name!r}; shipped are {', '.join(names())}, or give a YAML file."
+            f"{nearest(name, names())}"
+        )
+    return name
 
 
 def read_suite(data: Mapping[str, Any], name: str, where: str = "the suite") -> Suite:
     """Check the content of a suite's file; see `load_suite`."""
-    _known(data, ("recipe", "rates", "tasks", "rows", "seeds"), where)
+    if "base" in data:
+        data = merge(read_yaml(_folder() / f"{_shipped(str(data['base']))}.yaml"), data)
+    _known(data, ("base", "recipe", "rates", "tasks", "rows", "seeds"), where)
     for key in ("tasks", "rows"):
         if not data.get(key):
             raise ConfigError(f"{where}: there are no {key}.")

@@ -126,7 +126,27 @@ def _task(plan: Plan, task: str, found: Sequence[Line], reference: str) -> str:
             mark = "" if gap.excludes_zero else " (n.s.)"
             texts.append(f"{gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]{mark}")
         out.append("| " + " | ".join(texts) + " |")
-    return "\n".join(out)
+    return "\n".join(out + _shifted(found))
+
+
+def _shifted(found: Sequence[Line]) -> list[str]:
+    """Return a table of how the rows do on labelled rows from elsewhere; nothing without any."""
+    counts = found[0].cells[0].rows.get("shifted")
+    if not counts:
+        return []
+    of = ", ".join(f"{name} ({count})" for name, count in counts.items())
+    columns = {"acc": "accuracy", "NLL": "nll", "ECE": "ece", "AUROC MI": OUTSIDE["OOD MI"]}
+    heads = ["", *(f"{name}, {title}" for name in counts for title in columns)]
+    out = ["", f"Labelled rows from elsewhere: {of}.", ""]
+    out += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for line in found:
+        texts = [
+            spread(line.values(lambda c, n=name, k=key: c.shifted[n][k]))
+            for name in counts
+            for key in columns.values()
+        ]
+        out.append("| " + " | ".join([line.row, *texts]) + " |")
+    return out
 
 
 def spread(values: Sequence[float], digits: int = 3) -> str:

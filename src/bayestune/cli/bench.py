@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ import typer
 
 from bayestune.cli.console import emit, log, quiet
 from bayestune.cli.options import Debug
+from bayestune.cli.recipe import layers
 from bayestune.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -21,9 +23,23 @@ if TYPE_CHECKING:
 def bench(
     ctx: typer.Context,
     suite: Annotated[str, typer.Argument(metavar="SUITE", help="A YAML file, or one that ships.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Recipe keys for all its trainings."),
+    ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="For the cells.")] = Path("bench"),
     data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where the files of its tasks lie.")
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            exists=True,
+            file_okay=False,
+            help="Where the files of its tasks lie; what is not there comes from the Hub.",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="M", help="Hub id, folder, .gguf file or smollm2-135m."),
     ] = None,
     methods: Annotated[
         str | None,
@@ -48,11 +64,12 @@ def bench(
 
     Every training is written as it finishes; a command that was stopped goes on where it was.
     """
+    given = layers(None, {"model": model}, overrides or ())
     with quiet(ctx):
         from bayestune.bench import Plan, load_suite
         from bayestune.bench.table import markdown
 
-        read = load_suite(suite)
+        read = replace(load_suite(suite), overrides=given)
         plan = Plan.of(
             read,
             out,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from bayestune.data import Encoded, Task, length_grouped_batches
 from bayestune.model import BayesModel
-from bayestune.training.choose import candidates, race_epochs
+from bayestune.training.choose import candidates, epochs_of, race_epochs
 from bayestune.training.fit import split
 from bayestune.training.loop import Loop
 from bayestune.training.rows import prepare, start
@@ -114,7 +115,7 @@ def estimate(model: BayesModel, train: Task, val: Task | None) -> Estimate:
         config=recipe.train,
         kappa=1.0,
         seed=recipe.seed,
-        epochs=recipe.train.epochs,
+        epochs=epochs_of(recipe.train, len(rows)),
     )
     timing = _time_steps(model, loop)
     size = recipe.train.batch_size
@@ -124,16 +125,20 @@ def estimate(model: BayesModel, train: Task, val: Task | None) -> Estimate:
     epoch = share * sum(padded)
     held = _forward_tokens(others) if others else (1 - share) * _forward_tokens(rows.encoded)
     all_rows = _forward_tokens(rows.encoded) + (_forward_tokens(others) if others else 0)
-    tried, runs = len(candidates(model)), getattr(model.backbone.weights, "members", 1)
-    epochs = runs * recipe.train.epochs
+    count = round(share * len(rows))
+    epochs, tried = epochs_of(recipe.train, count), len(candidates(model))
     race = race_epochs(epochs) if tried > 1 else 0
+    # Of epochs the last may be cut short, be it raced or not.
+    steps = recipe.train.max_steps / math.ceil(count / size) or epochs
+    raced = min(race, steps)
+    runs = getattr(model.backbone.weights, "members", 1)  # of an ensemble, which races nothing
     step, forward = timing.rate("step"), timing.rate("forward")
     seconds = {
         "frozen layers": timing.rate("frozen") * all_rows,
-        "choosing the KL weight": tried * race * epoch * step,
-        "training": (epochs - race) * epoch * step,
+        "choosing the KL weight": tried * raced * epoch * step,
+        "training": runs * (steps - raced) * epoch * step,
         "held-out and final features": forward
-        * ((tried * race + epochs - race + 1) * held + epoch),
+        * ((tried * race + runs * (epochs - race) + 1) * held + epoch),
     }
     adapter, head, frozen = _parameters(model)
     return Estimate(

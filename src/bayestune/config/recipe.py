@@ -60,6 +60,7 @@ class TrainConfig:
     """The optimisation of one evidence lower bound."""
 
     epochs: int = 5
+    max_steps: int = 0  # batches in all, whatever epochs says; 0: epochs of them
     batch_size: int = 16
     lr: float = 2e-3  # peak learning rate of the adapter
     head_lr: float = 5e-3  # peak learning rate of the head, in units of features with ‖φ‖² = D
@@ -82,6 +83,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check(self.epochs >= 1, "train.epochs", self.epochs, "at least 1")
+        _check(self.max_steps >= 0, "train.max_steps", self.max_steps, "0 or more")
         _check(self.batch_size >= 1, "train.batch_size", self.batch_size, "at least 1")
         _check(self.lr > 0, "train.lr", self.lr, "a positive number")
         _check(self.head_lr > 0, "train.head_lr", self.head_lr, "a positive number")

@@ -198,6 +198,23 @@ def label_token_ids(tokenizer: Any, prompt: str, labels: Sequence[str]) -> list[
     )
 
 
+def bare_token_ids(tokenizer: Any, answers: Sequence[str]) -> list[int]:
+    """Return the last token of each answer as it is encoded by itself, with no prompt before it.
+
+    A byte-level BPE gives the word without a space before it, SentencePiece with one.
+
+    Raises:
+        ModelError: if two answers share theirs.
+    """
+    found = [_plain(tokenizer, answer)[-1] for answer in answers]
+    if len(set(found)) < len(found):
+        raise ModelError(
+            f"Of the answers {list(answers)} two end in the same token of this model's "
+            "tokenizer; use prompt.style=ours."
+        )
+    return found
+
+
 def _plain(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, get_args
 
 from bayestune.data.labels import Label, as_integer, as_label
+from bayestune.data.layouts import standard
 from bayestune.data.numbers import as_number
 from bayestune.errors import DataError, nearest
 
@@ -66,6 +67,7 @@ class Parsed(NamedTuple):
 
 def read_kind(row: Mapping[str, Any], fields: Fields) -> Kind:
     """Return ``"choice"`` for a row with question and choices, unless another text is named."""
+    row = standard(row, fields)
     named = fields.text != Fields.text and fields.text in row
     choice = fields.question in row and fields.choices in row
     return "choice" if choice and not named else "classification"
@@ -95,6 +97,8 @@ def read_example(
     Raises:
         DataError: naming the row and the column that cannot be used.
     """
+    if kind == "choice":
+        row = standard(row, fields)
     return _READ[kind](row, _read_id(row, number, where), where, fields, strict, untyped)
 
 
@@ -258,9 +262,9 @@ def _answer(
     if isinstance(number, int) and 0 <= number < len(choices):
         found.add(number)
     if isinstance(label, str):
-        if markers:
-            found = {i for i, marker in enumerate(markers) if marker == label}
-        elif label.upper() in tuple(letters):
+        if markers.count(label) == 1:
+            return markers.index(label)  # what a marker says is no text of another choice
+        if not markers and label.upper() in tuple(letters):
             found.add(letters.index(label.upper()))
         found |= {i for i, choice in enumerate(choices) if choice.strip() == label}
     if not found:

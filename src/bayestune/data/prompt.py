@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from bayestune.data.example import LETTERS, Example
+from bayestune.data.styles import STYLES, WORDINGS, Style, Wording, ask
 from bayestune.errors import ConfigError, DataError, nearest
 
 PROMPT_FIELDS = ("text", "text2", "question", "choices", "passage")
@@ -31,6 +32,10 @@ class PromptConfig:
         chat: whether the prompt is the user's turn in the tokenizer's chat template.
         max_length: the longest prompt in tokens, specials included.
         system: the system message of a chat.
+        style: ``"ours"``, or whose published prompt takes the place of the template: ``"blob"``,
+            ``"laplace_lora"`` or ``"scalabl"``; see `bayestune.data.styles`.
+        dataset: whose wording of that prompt, where the form of the rows does not tell:
+            ``"openbookqa"`` or ``"mmlu"``.
 
     Raises:
         ConfigError: if the template names another field or none, ends in a space, or the rest
@@ -41,6 +46,8 @@ class PromptConfig:
     chat: bool = False
     max_length: int = 512
     system: str | None = None
+    style: Style = "ours"
+    dataset: Wording | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.max_length, bool) or not isinstance(self.max_length, int):
@@ -49,7 +56,15 @@ class PromptConfig:
             raise ConfigError(f"max_length is {self.max_length}; it must be at least 1.")
         if self.system is not None and not self.chat:
             raise ConfigError("A system message needs chat: true; without a chat there is none.")
+        if self.style not in STYLES:
+            raise ConfigError(f"Unknown style {self.style!r}.{nearest(self.style, STYLES)}")
+        if self.dataset is not None and self.dataset not in WORDINGS:
+            raise ConfigError(f"Unknown dataset {self.dataset!r}.{nearest(self.dataset, WORDINGS)}")
         if self.template is not None:
+            if self.style != "ours":
+                raise ConfigError(
+                    f"A template and the style {self.style} both say how to ask: give one of them."
+                )
             parse_template(self.template)
 
 
@@ -103,6 +118,9 @@ def render(
         DataError: if the template names a field that the example does not have.
     """
     template = config.template
+    if config.style != "ours":
+        prompt = ask(example, config.style, config.dataset, config.chat)
+        return _chat(prompt, config.system, tokenizer) if config.chat else prompt
     if template is None:
         if example.question is not None:
             template = DEFAULT_CHOICE if example.passage is None else DEFAULT_CHOICE_PASSAGE

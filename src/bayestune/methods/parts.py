@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bayestune.backbone import Base, Reader, Source, adapt, output_rows
 from bayestune.config import PredictConfig, Recipe, merge
-from bayestune.data import Example, Task, label_token_ids, render
+from bayestune.data import Example, Task, answers, bare_token_ids, label_token_ids, render
 from bayestune.errors import ConfigError
 from bayestune.finalize import (
     REFRESHES,
@@ -93,10 +93,7 @@ def make_head(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Re
                 "head.prior=pretrained needs a decoder and a multiple-choice task, whose classes "
                 "are answer letters of the vocabulary; use head.prior=zero."
             )
-        names = list(task.labels)
-        example = Example(id=0, question="?", choices=tuple(names))
-        prompt = str(render(example, recipe.prompt, decoder=True, tokenizer=tokenizer))
-        rows = output_rows(source, base, label_token_ids(tokenizer, prompt, names))
+        rows = output_rows(source, base, _answer_tokens(tokenizer, task, recipe))
     kind, noise = recipe.head.kind, _make_noise(base, task, recipe)
     common: dict[str, Any] = {"in_features": base.width, "num_classes": task.outputs}
     if kind == "generative":
@@ -116,6 +113,18 @@ def make_head(base: Base, source: Source, tokenizer: Any, task: Task, recipe: Re
         _require_order(task)
         return OrdinalHead(**common, point=recipe.train.kl == 0)
     return GaussianHead(**common, prior=prior, rows=rows, bound=recipe.head.bound, noise=noise)
+
+
+def _answer_tokens(tokenizer: Any, task: Task, recipe: Recipe) -> list[int]:
+    """Return the token that answers for each class of a choice, by the convention of the prompt."""
+    names, prompt = list(task.labels), recipe.prompt
+    if prompt.style != "ours":
+        # A loaded model has no examples; its rows are read from its files afterwards.
+        first = task[0] if len(task) else Example(id=0, question="?", choices=tuple(names))
+        return bare_token_ids(tokenizer, answers(first, prompt.style, names))
+    example = Example(id=0, question="?", choices=tuple(names), passage="?")
+    text = str(render(example, prompt, decoder=True, tokenizer=tokenizer))
+    return label_token_ids(tokenizer, text, names)
 
 
 def _make_noise(base: Base, task: Task, recipe: Recipe) -> Noise | None:

@@ -7,12 +7,13 @@ would favour a small κ, which fits faster and overfits later.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from bayestune.config import PredictConfig
+from bayestune.config import PredictConfig, TrainConfig
 from bayestune.finalize import (
     KAPPAS,
     Features,
@@ -34,6 +35,12 @@ def candidates(model: BayesModel) -> tuple[float, ...]:
         return (0.0,)
     given = model.recipe.train.kl
     return KAPPAS if isinstance(given, str) else (float(given),)
+
+
+def epochs_of(config: TrainConfig, rows: int) -> int:
+    """Return how many epochs a training on some rows spans; one that is cut short counts."""
+    steps = math.ceil(rows / config.batch_size)
+    return math.ceil(config.max_steps / steps) if config.max_steps else config.epochs
 
 
 def race_epochs(epochs: int) -> int:

@@ -98,7 +98,7 @@ class Loop:
         config: rates, schedule, clipping.
         kappa: κ.
         seed: of the order of batches.
-        epochs: how many epochs the schedule spans.
+        epochs: how many epochs the schedule spans, the last one cut short by ``config.max_steps``.
     """
 
     method: Method
@@ -153,7 +153,7 @@ class Loop:
     @property
     def total_steps(self) -> int:
         """The number of steps of the whole schedule."""
-        return self.epochs * self.steps_per_epoch
+        return self.config.max_steps or self.epochs * self.steps_per_epoch
 
     def rate(self, step: int) -> float:
         """Return the share of the peak rate at a step: a linear rise, then a fall to the floor."""
@@ -167,7 +167,8 @@ class Loop:
         batches = length_grouped_batches(
             self.rows.encoded.lengths, self.config.batch_size, seed=self.seed, epoch=self.epoch
         )
-        yield from batches[self.step - self.epoch * len(batches) :]
+        done, most = self.epoch * len(batches), self.config.max_steps
+        yield from batches[self.step - done : most - done if most else None]
 
     def run_epoch(
         self, advance: Advance, after_step: Callable[[], None] = lambda: None

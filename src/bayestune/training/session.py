@@ -25,7 +25,7 @@ from bayestune.posterior.observed import LogitDraws, LogitMoments
 from bayestune.posterior.regression import RegressionPredictive
 from bayestune.progress import Advance, Progress
 from bayestune.training.checkpoint import restore, rng_state, set_rng_state, trainable
-from bayestune.training.choose import candidates, delivered_losses, largest, race_epochs
+from bayestune.training.choose import candidates, delivered_losses, epochs_of, largest, race_epochs
 from bayestune.training.loop import Loop
 from bayestune.training.members import optimise_members
 from bayestune.training.resume import Found, candidate, interrupted, proceed, save_state
@@ -73,6 +73,11 @@ class Session:
         self.best_tensors: dict[str, Tensor] = {}
         self.member = 0  # of an ensemble
         self.losses = torch.empty(0)  # of the held-out rows, as last validated
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs there are to train, the last one perhaps cut short."""
+        return epochs_of(self.recipe.train, len(self.rows))
 
     @property
     def seed(self) -> int:
@@ -202,7 +207,7 @@ class Session:
             config=self.recipe.train,
             kappa=kappa,
             seed=self.seed,
-            epochs=self.recipe.train.epochs,
+            epochs=self.epochs,
         )
 
     def _fill_cache(self) -> None:
@@ -230,7 +235,7 @@ class Session:
         self.kappa = kappas[0]
         if len(kappas) == 1 or self.val is None:
             return self.new_loop(self.kappa)
-        epochs = race_epochs(self.recipe.train.epochs)
+        epochs = race_epochs(self.epochs)
         start = self._position()
         loops: dict[float, Loop] = {}
         reached: dict[float, Any] = {}
@@ -281,11 +286,12 @@ class Session:
         return row | self._evaluate_epoch(loop.epoch)
 
     def _train(self, loop: Loop) -> None:
-        config = self.recipe.train
-        total = config.epochs * len(self.rows)
+        config, total = self.recipe.train, self.epochs * len(self.rows)
+        if config.max_steps:
+            total = min(total, config.max_steps * config.batch_size)
         with self.progress("training", total) as advance:
             advance(loop.epoch * len(self.rows))
-            while loop.epoch < config.epochs and not self._out_of_patience(loop.epoch):
+            while loop.epoch < self.epochs and not self._out_of_patience(loop.epoch):
                 self.history.append(self._run_epoch(loop, advance))
                 self.journal.line(self.history[-1])
                 save_state(self, loop, CHECKPOINT)
