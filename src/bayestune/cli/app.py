@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 from bayestune.cli import bench, config, demo, doctor, eval, methods, predict, train
 from bayestune.cli.console import logging_to_stderr
 from bayestune.cli.options import Debug
-from bayestune.cli.report import reporting
+from bayestune.cli.reporting import reporting
 from bayestune.version import __version__
 
 
