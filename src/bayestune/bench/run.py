@@ -19,6 +19,7 @@ import torch
 from bayestune.backbone import PrefixCache
 from bayestune.bench.cell import MODEL, Cell, Key, arrays_of, read, write
 from bayestune.bench.plan import Plan
+from bayestune.bench.record import write_plan
 from bayestune.bench.splits import Splits, read_splits
 from bayestune.bench.suite import Suite
 from bayestune.data import Task
@@ -186,6 +187,7 @@ def run(
         report: told each cell and how many are there.
         progress: how one worker reports the steps of a training; several are silent.
     """
+    write_plan(plan)
     if len(devices) > 1:
         _side_by_side(plan, data, devices, report)
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -68,6 +69,7 @@ def bench(
         _run(plan, data, device)
         text = markdown(plan)
     emit(text)
+    log.info("curves, costs and recipes: bayestune report %s -o report.html", shlex.quote(str(out)))
 
 
 def _run(plan: Plan, data: Path | None, device: str | None) -> None:
