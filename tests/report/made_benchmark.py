@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,10 @@ def _predict(
         noise = noise * 1.6
     predictive = Predictive.from_samples(sharp * scores[None] + noise * bool(draws))
     distance = torch.rand(rows, generator=rng) * 40 + (60 if targets is None else 30)
-    return Prediction.of(predictive, [str(k) for k in range(classes)], distance)
+    found = Prediction.of(predictive, [str(k) for k in range(classes)], distance)
+    if draws:
+        return found
+    return replace(found, aleatoric=found.entropy, epistemic=torch.zeros(rows))
 
 
 def _history(measured: Mapping[str, float], ensemble: bool) -> list[dict[str, Any]]:
