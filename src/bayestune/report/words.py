@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bayestune.bench.table import Estimate
-from bayestune.report.contents import Method, Report
+from bayestune.report.contents import Method, Report, TaskReport, Trial
 
 #: Columns whose lower values are better.
 FALLING = ("NLL", "ECE", "Brier", "AURC")
@@ -55,6 +55,22 @@ def costs(method: Method) -> dict[str, Estimate]:
     return dict(zip(COSTS, (Estimate.of(train), Estimate.of(predict)), strict=True))
 
 
+def dropped(task: TaskReport) -> str:
+    """Return how many rows of a task were left out, by part."""
+    counts = task.table.counts["dropped"] if task.table else {}
+    return ", ".join(f"{n} {PARTS.get(part, part)}" for part, n in counts.items()) or "none"
+
+
+def tried(trial: Trial) -> str:
+    """Return what a learning rate gave."""
+    return "broke off" if trial.nll is None else f"{trial.nll:.3f}"
+
+
+def seeds(method: Method) -> str:
+    """Return the seeds of a row."""
+    return ", ".join(str(cell.key.seed) for cell in method.entry.line.cells)
+
+
 def plain(value: Any) -> str:
     """Return a value as YAML would be read: text bare, the rest as JSON."""
     if isinstance(value, str):
@@ -64,10 +80,10 @@ def plain(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def pairs(values: Mapping[str, Any]) -> str:
+def pairs(values: Mapping[str, Any], between: str = "  ") -> str:
     """Return ``key=value`` pairs; values per seed stand behind one another."""
     said = {key: value for key, value in values.items() if value not in (None, {}, ())}
-    return "  ".join(
+    return between.join(
         f"{key}={' '.join(map(plain, value)) if isinstance(value, tuple) else plain(value)}"
         for key, value in said.items()
     )

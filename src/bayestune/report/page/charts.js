@@ -18,7 +18,8 @@ const style = (row) => `s${row % 7} d${Math.floor(row / 7) % 3}`;
 const number = (value, digits = 3) =>
   value === null ? "–" : Math.abs(value) >= 1e4 || (value && Math.abs(value) < 1e-3)
     ? value.toExponential(1) : String(Number(value.toFixed(value >= 100 ? 0 : digits)));
-const spread = ([mean, error]) => number(mean) + (error === null ? "" : ` ± ${number(error)}`);
+const fixed = (value) => (Math.abs(value) >= 100 ? value.toFixed(0) : value.toFixed(Math.abs(value) >= 10 ? 1 : 3));
+const spread = ([mean, error]) => fixed(mean) + (error === null ? "" : ` ± ${fixed(error)}`);
 
 const linear = (low, high, from, to) => (v) => from + ((v - low) / (high - low || 1)) * (to - from);
 const logarithmic = (low, high, from, to) => {
@@ -90,7 +91,7 @@ function curves(series, width, x, y, diagonal = false) {
 function reliability(methods) {
   const nodes = [], points = [];
   for (const m of methods) {
-    const width = 200, side = 150, left = 28, top = 8, strip = 34;
+    const width = 176, side = 132, left = 24, top = 8, strip = 34;
     const { counts, confidence, accuracy } = m.bins, total = counts.length, most = Math.max(...counts);
     const X = linear(0, 1, left, left + side + 16), Y = linear(0, 1, top + side, top);
     const svg = el("svg", { viewBox: `0 0 ${width} ${top + side + strip + 38}`, "aria-hidden": "true" });
@@ -142,10 +143,10 @@ function histogram(methods, task, width, { set, score }) {
   const nodes = [], points = [];
   for (const m of methods) {
     const { low, high, inside, outside, auroc } = m.ood[set][score];
-    const wide = 200, middle = 66, tall = 56, step = (wide - 8) / inside.length;
+    const wide = 176, middle = 62, tall = 54, step = (wide - 8) / inside.length;
     const share = (counts) => { const all = counts.reduce((a, b) => a + b, 0); return counts.map((n) => n / all); };
     const [a, b] = [share(inside), share(outside)], most = Math.max(...a, ...b);
-    const svg = el("svg", { viewBox: `0 0 ${wide} 146`, "aria-hidden": "true" });
+    const svg = el("svg", { viewBox: `0 0 ${wide} 134`, "aria-hidden": "true" });
     a.forEach((value, i) => {
       const x = 4 + i * step, from = low + (i * (high - low)) / a.length, to = low + ((i + 1) * (high - low)) / a.length;
       const up = (value / most) * tall, down = (b[i] / most) * tall;
@@ -154,7 +155,7 @@ function histogram(methods, task, width, { set, score }) {
       if (value || b[i]) points.push({ svg, x: x + step / 2, y: middle, text: `${m.name}\n${number(from)} to ${i === a.length - 1 ? "above" : number(to)}\n${inside[i]} test rows, ${outside[i]} others` });
     });
     svg.append(el("line", { class: "axis", x1: 4, x2: wide - 4, y1: middle, y2: middle }));
-    svg.append(el("text", { x: 4, y: 140 }, number(low, 2)), el("text", { x: wide - 4, y: 140, "text-anchor": "end" }, `≥ ${number(high, 2)}`));
+    svg.append(el("text", { x: 4, y: 131 }, number(low, 2)), el("text", { x: wide - 4, y: 131, "text-anchor": "end" }, `≥ ${number(high, 2)}`));
     nodes.push(panel(m, `AUROC ${spread(auroc)}`, svg));
   }
   return { nodes, points };
@@ -168,19 +169,22 @@ function cost(methods, task, width, { cost: kind }) {
   const at = known.map((m) => m[kind][0]);
   const x = { range: [Math.min(...at) / 1.3, Math.max(...at) * 1.3], label: COSTS[kind], log: true };
   const { svg, X, Y, box } = frame(width, 290, x, { range: span(known.flatMap((m) => edge(m.nll))), label: "test NLL" });
-  const points = [], taken = [];
+  const points = [], taken = [], spots = [];
   for (const m of known) {
     const [cx, cy] = [X(m[kind][0]), Y(m.nll[0])], [low, high] = edge(m.nll);
     svg.append(el("line", { class: `whisker ${style(m.row)}`, x1: cx, x2: cx, y1: Y(low), y2: Y(high) }));
     svg.append(el("circle", { class: `${m.point ? "ring" : "dot"} ${style(m.row)}`, cx, cy, r: 4.5, "data-row": m.row }));
-    const end = cx > (box.left + box.right) / 2;
-    const spot = { x: end ? cx - 8 - m.name.length * 6 : cx + 8, y: cy + 4, w: m.name.length * 6 };
-    const clash = taken.some((t) => Math.abs(t.y - spot.y) < 11 && t.x < spot.x + spot.w && spot.x < t.x + t.w);
-    if (!clash && spot.x > box.left && spot.x + spot.w < box.right + 8) {
-      taken.push(spot);
-      svg.append(el("text", { class: "strong", x: end ? cx - 8 : cx + 8, y: cy + 4, "text-anchor": end ? "end" : "start" }, m.name));
-    }
+    taken.push({ x: cx - 6, y: cy, w: 12 });
+    spots.push([m, cx, cy]);
     points.push({ svg, x: cx, y: cy, text: `${m.name}\n${COSTS[kind]}: ${spread(m[kind])}\nNLL ${spread(m.nll)}` });
+  }
+  for (const [m, cx, cy] of spots) { // a name stands where it covers nothing; the others have their tip
+    const w = m.name.length * 6.3, free = (s) => s.x > box.left && s.x + w < box.right + 10
+      && !taken.some((t) => Math.abs(t.y - s.y) < 11 && t.x < s.x + w && s.x < t.x + t.w);
+    const spot = [[8, 0], [-8 - w, 0], [8, -10], [8, 10], [-8 - w, -10], [-8 - w, 10]].map(([dx, dy]) => ({ x: cx + dx, y: cy + dy, w })).find(free);
+    if (!spot) continue;
+    taken.push(spot);
+    svg.append(el("text", { class: "strong", x: spot.x, y: spot.y + 4 }, m.name));
   }
   return { nodes: [svg], points };
 }
