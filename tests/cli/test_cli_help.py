@@ -19,6 +19,7 @@ VERBS = (
     ["eval"],
     ["predict"],
     ["methods"],
+    ["report"],
     ["demo"],
     ["doctor"],
     ["config"],

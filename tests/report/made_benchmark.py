@@ -34,7 +34,11 @@ TASKS: Mapping[str, tuple[int, int, Mapping[str, int]]] = {
     "questions": (6, 200, {"sentiment": 90, "numbers": 60}),
     "intents": (150, 300, {"out-of-scope": 100}),
 }
-RATES = {"lora": [0.001, 0.002, 0.004], "polar": [0.004, 0.008, 0.016]}
+RATES = {
+    "lora": [0.001, 0.002, 0.004],
+    "contextual": [0.001, 0.002, 0.004],
+    "polar": [0.004, 0.008, 0.016],
+}
 ENVIRONMENT = {"bayestune": "0.1.0", "torch": "2.13.0", "machine": "x86_64", "device": "cpu"}
 
 
