@@ -79,8 +79,17 @@ def _apart(pairs: Sequence[tuple[Tensor, Tensor]]) -> Unfamiliar:
     high = max(float(each.quantile(0.99)) for each in first)
     if high <= low:
         high = low + 1.0
-    counts = []
-    for each in first:
-        place = ((each - low) / (high - low) * COLUMNS).long().clamp(0, COLUMNS - 1)
-        counts.append(tuple(torch.bincount(place, minlength=COLUMNS).tolist()))
-    return Unfamiliar(low, high, *counts, tuple(roc.tolist()), (auroc.mean, auroc.error))
+    inside, outside = (
+        torch.bincount(
+            ((each - low) / (high - low) * COLUMNS).long().clamp(0, COLUMNS - 1), minlength=COLUMNS
+        )
+        for each in first
+    )
+    return Unfamiliar(
+        low,
+        high,
+        tuple(inside.tolist()),
+        tuple(outside.tolist()),
+        tuple(roc.tolist()),
+        (auroc.mean, auroc.error),
+    )
