@@ -59,11 +59,16 @@ def lines(plan: Plan, task: str) -> list[Line]:
     return found
 
 
-def compare(a: Line, b: Line, plan: Plan) -> PairedDifference:
-    """Return the paired difference in NLL, a − b, over the test rows and the seeds of both."""
+def compare(a: Line, b: Line, plan: Plan) -> PairedDifference | None:
+    """Return the paired difference in NLL, a − b, over the test rows and the seeds of both.
+
+    None where they have no seed in common.
+    """
     seeds = {c.key.seed for c in a.cells} & {c.key.seed for c in b.cells}
     if len(seeds) == len(a.cells) == len(b.cells):
         return metrics.paired_difference(a.losses, b.losses)
+    if not seeds:
+        return None
     both = [
         torch.stack([_losses(c, plan) for c in line.cells if c.key.seed in seeds]).mean(0)
         for line in (a, b)
@@ -96,6 +101,7 @@ def _task(plan: Plan, task: str, found: Sequence[Line], reference: str) -> str:
     title = (
         f"### {task}: {rows['train']} training, {rows['val']} held-out, {rows['test']} test rows"
     )
+    fixed = [line.row for line in found if len(plan.suite.tried(task, line.row)) == 1]
     heads = ["", "seeds", "lr", *METRICS]
     heads += [f"{name}, {other}" if len(sets) > 1 else name for other in sets for name in OUTSIDE]
     heads += ["trained", "stored", "train", "predict", f"NLL − {reference} [95 %]"]
@@ -103,13 +109,15 @@ def _task(plan: Plan, task: str, found: Sequence[Line], reference: str) -> str:
     if sets:
         outside = ", ".join(f"{name} ({rows['ood'][name]})" for name in sets)
         out += [f"Rows from elsewhere: {outside}.", ""]
+    if fixed:
+        which = "all rows" if len(fixed) == len(found) else ", ".join(fixed)
+        out += [f"Learning rate not tuned: {which}.", ""]
     out += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for line in found:
         texts = [line.row, str(len(line.cells)), f"{line.cells[0].key.lr:g}"]
         for name, key in METRICS.items():
             text = spread(line.values(lambda c, k=key: c.metrics[k]))
-            same = line is best or not compare(line, best, plan).excludes_zero
-            texts.append(f"**{text}**" if name == "NLL" and same else text)
+            texts.append(f"**{text}**" if name == "NLL" and _ties(line, best, plan) else text)
         texts += [
             spread(line.values(lambda c, o=other, k=key: c.ood[o][k]))
             for other in sets
@@ -119,14 +127,21 @@ def _task(plan: Plan, task: str, found: Sequence[Line], reference: str) -> str:
         texts += [f"{cost['trained']:,.0f}", f"{cost['stored']:,.0f}"]
         for kind in ("train_seconds", "predict_seconds"):
             texts.append(_ratio(line, base, kind))
-        if base is None or line is base:
+        gap = None if base is None or line is base else compare(line, base, plan)
+        if gap is None:
             texts.append("")
         else:
-            gap = compare(line, base, plan)
             mark = "" if gap.excludes_zero else " (n.s.)"
             texts.append(f"{gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]{mark}")
         out.append("| " + " | ".join(texts) + " |")
     return "\n".join(out)
+
+
+def _ties(line: Line, best: Line, plan: Plan) -> bool:
+    if line is best:
+        return True
+    gap = compare(line, best, plan)
+    return gap is not None and not gap.excludes_zero
 
 
 def spread(values: Sequence[float], digits: int = 3) -> str:
