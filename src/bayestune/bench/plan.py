@@ -110,15 +110,9 @@ class Plan:
         return best if math.isfinite(tried[best]) else None
 
     def broken(self) -> list[str]:
-        """Return the tasks and rows of which every rate broke off on the first seed."""
-        found = []
-        for task in self.tasks:
-            for row in self.rows:
-                tried = [Key(task, row, 0, lr) for lr in self.suite.tried(task, row)]
-                there = [read(key, self.out) for key in tried if is_written(key, self.out)]
-                if len(there) == len(tried) and all(cell.error for cell in there):
-                    found.append(f"{task} {row}")
-        return found
+        """Return the tasks and rows that have no rate: when all is done, every one broke off."""
+        rows = [(task, row) for task in self.tasks for row in self.rows]
+        return [f"{task} {row}" for task, row in rows if self.rate(task, row) is None]
 
     def todo(self) -> tuple[list[Key], int]:
         """Return the trainings that can be done now, in order, and how many are done."""
