@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import pytest
 from made_benchmark import ROWS, made_suite, make
 
 from bayestune.bench import Key
+from bayestune.bench.table import Entry
 from bayestune.report import Report, gather, write_report
 
 if TYPE_CHECKING:
@@ -25,6 +27,13 @@ SWITCHES = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+)
+
+#: Names as nobody would give them.
+NAMES = (
+    "<script>alert(1)<",
+    "50% & more_$^{2}~ \\x #1",
+    "a | b `c` *d* \"e\" 'f'\n</script>",
 )
 
 
@@ -56,13 +65,39 @@ def page_file(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A benchmark whose rows have names that HTML, Markdown and LaTeX would take for their own."""
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """A report whose names are such that HTML, Markdown and LaTeX would take them for their own.
+
+    A suite has no rows of such names, a folder that someone else made may.
+    """
     out = tmp_path_factory.mktemp("hostile")
-    names = ("<script>alert(1)<", "50% & more_$^{2}~ \\x #1", "a | b `c` *d* \"e\" 'f'")
-    rows = dict(zip(names, list(ROWS.values())[2:5], strict=True))
-    make(out, made_suite(rows, ["sentiment"], seeds=1), rows)
-    return out
+    rows = {row: ROWS[row] for row in ("map", "ensemble", "blob")}
+    fail = [Key("hostile", "blob", 0, 0.004)]
+    make(out, made_suite(rows, ["hostile"], seeds=1), rows, fail=fail)
+    found = gather(out)
+    new = dict(zip(rows, NAMES, strict=True))
+
+    def renamed(entry: Entry) -> Entry:
+        return replace(entry, line=replace(entry.line, row=new[entry.line.row]))
+
+    (task,) = found.tasks
+    assert task.table is not None
+    table = replace(task.table, task=NAMES[0], reference=NAMES[0])
+    table = replace(table, entries=tuple(map(renamed, table.entries)))
+    methods = tuple(replace(m, entry=renamed(m.entry)) for m in task.methods)
+    missing = tuple(f"{line} {' '.join(NAMES)}" for line in task.missing)
+    task = replace(task, name=NAMES[0], table=table, methods=methods, missing=missing)
+    environment = {name: (value,) for name, value in zip(NAMES, NAMES, strict=True)}
+    return replace(
+        found,
+        name=NAMES[0],
+        reference=NAMES[0],
+        rows=NAMES,
+        shown=NAMES,
+        tasks=(task,),
+        recipe={**found.recipe, "model": "```" + "".join(NAMES)},
+        environment=environment,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -33,6 +33,7 @@ TASKS: Mapping[str, tuple[int, int, Mapping[str, int]]] = {
     "sentiment": (2, 240, {"questions": 120}),
     "questions": (6, 200, {"sentiment": 90, "numbers": 60}),
     "intents": (150, 300, {"out-of-scope": 100}),
+    "hostile": (2, 60, {"<b>%&|$x_1</b>": 30}),
 }
 RATES = {
     "lora": [0.001, 0.002, 0.004],
@@ -43,7 +44,7 @@ ENVIRONMENT = {"bayestune": "0.1.0", "torch": "2.13.0", "machine": "x86_64", "de
 
 
 def made_suite(
-    rows: Mapping[str, Any] = ROWS, tasks: Collection[str] = tuple(TASKS), seeds: int = 3
+    rows: Mapping[str, Any] = ROWS, tasks: Collection[str] = tuple(TASKS)[:3], seeds: int = 3
 ) -> Suite:
     """A suite of these rows and tasks."""
     data = {

@@ -30,7 +30,7 @@ def seeds_of(folder, method):
     return [read_arrays(cell.key, folder) for cell in method.entry.line.cells]
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", made_suite().tasks)
 def test_reliability_is_counted_over_all_seeds(folder, report, task) -> None:
     method = method_of(report, task, "polar_vbll")
     bins = [[] for _ in range(BINS)]

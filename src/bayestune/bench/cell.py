@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from bayestune.prediction import Prediction
 
 _NUMBERS = "cell.json"
 _ARRAYS = "arrays.safetensors"
+_REMEDY = "remove that folder, and the benchmark does its training again."
 #: The trained model itself, where other rows start from it.
 MODEL = "model"
 
@@ -57,6 +59,7 @@ class Cell:
         spec: the same of its rows; see `TaskSpec`.
         environment: versions and machine.
         error: why there are no metrics, where the training broke off.
+        rates: among which the row's was to be chosen when it was trained; one: it was not tuned.
     """
 
     key: Key
@@ -72,6 +75,7 @@ class Cell:
     spec: dict[str, Any] = field(repr=False)
     environment: dict[str, Any] = field(repr=False)
     error: str = ""
+    rates: list[float] = field(default_factory=list)
 
     @property
     def seconds(self) -> float:
@@ -94,7 +98,10 @@ def write(cell: Cell, arrays: dict[str, Tensor], out: Path, model: Any = None) -
         save_file({k: v.clone().contiguous() for k, v in arrays.items()}, staging / _ARRAYS)
         if model is not None:
             model.save(staging / MODEL)
-        write_json(staging / _NUMBERS, asdict(cell))
+        numbers = asdict(cell)
+        if cell.error:
+            numbers["val_nll"] = None  # JSON has no infinity
+        write_json(staging / _NUMBERS, numbers)
 
 
 def is_written(key: Key, out: Path) -> bool:
@@ -108,12 +115,14 @@ def read(key: Key, out: Path) -> Cell:
     Raises:
         StoreError: if it is missing or damaged.
     """
-    path = key.folder(out) / _NUMBERS
-    data = read_json(path)
+    folder = key.folder(out)
     try:
+        data = read_json(folder / _NUMBERS)
+        if data["error"] and data["val_nll"] is None:
+            data["val_nll"] = math.inf
         return Cell(**{**data, "key": Key(**data["key"])})
-    except (KeyError, TypeError) as error:
-        raise StoreError(f"{path} is damaged: {error}.") from error
+    except (StoreError, KeyError, TypeError) as error:
+        raise StoreError(f"{folder} is damaged ({error}); {_REMEDY}") from error
 
 
 def read_arrays(key: Key, out: Path) -> dict[str, Tensor]:
@@ -126,7 +135,7 @@ def read_arrays(key: Key, out: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise StoreError(f"{path} is damaged: {error}.") from error
+        raise StoreError(f"{path} is damaged ({error}); {_REMEDY}") from error
 
 
 def arrays_of(

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from bayestune.bench.plan import Plan
-from bayestune.bench.suite import RowSpec, TaskSpec, read_suite
+from bayestune.bench.reading import read_suite
+from bayestune.bench.suite import RowSpec, TaskSpec
 from bayestune.errors import ConfigError, StoreError
 from bayestune.files import read_json, write_json
 

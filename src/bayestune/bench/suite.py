@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from importlib.resources import files
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from bayestune import methods
-from bayestune.config import Recipe, merge, read_yaml, to_mapping
-from bayestune.errors import ConfigError, nearest
+from bayestune.config import Recipe, merge, to_mapping
+from bayestune.errors import ConfigError
 
 #: The parts of a task that have labels.
 PARTS = ("train", "val", "test")
@@ -22,7 +20,8 @@ class TaskSpec:
     """Where the rows of one task come from, and what its recipe changes.
 
     Args:
-        train: rows to draw from: a file below the data folder or ``hf:NAME[/CONFIG][:SPLIT]``.
+        train: rows to draw from: a file below the data folder, ``hf:NAME[/CONFIG][:SPLIT]`` or
+            ``quickstart:FILE``, which ships.
         test: rows to report on; all of them, but for those that stand among the others.
         val: held-out rows; None takes ``val_rows`` of those that training leaves.
         ood: rows of other tasks, by name; their labels are ignored.
@@ -46,6 +45,10 @@ class TaskSpec:
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        _texts(self, "train", "test", "val")
+        _sections(self, "ood", "columns", "recipe")
+        if not all(isinstance(text, str) for pair in self.ood.items() for text in pair):
+            raise ConfigError(f"ood is {dict(self.ood)!r}; expected files by name.")
         for name in ("train_rows", "per_class", "val_rows", "test_rows"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
@@ -72,6 +75,12 @@ class RowSpec:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     rates: tuple[float, ...] | str | None = None
     start: str | None = None
+
+    def __post_init__(self) -> None:
+        _texts(self, "method", "start")
+        _sections(self, "recipe")
+        if self.start is not None and self.rates is not None:
+            raise ConfigError("start and rates both say at which rate: give one of them.")
 
 
 @dataclass(frozen=True)
@@ -120,104 +129,34 @@ class Suite:
             raise ConfigError(f"rows.{row} adapts by {kind!r}, and rates has none for that.")
         return self.rates[kind]
 
+    def tried(self, task: str, row: str) -> tuple[float, ...]:
+        """Return the rates among which that of a row is chosen: one where it is not tuned."""
+        rates = self.rates_of(task, row)
+        return self.tried(task, rates) if isinstance(rates, str) else rates
 
-def names() -> list[str]:
-    """Return the suites that ship with the package."""
-    return sorted(p.name.removesuffix(".yaml") for p in _folder().glob("*.yaml"))
-
-
-def load_suite(source: str) -> Suite:
-    """Read a suite from a YAML file, or one that ships by its name.
-
-    Raises:
-        ConfigError: naming the key that is unknown, missing or wrong.
-    """
-    path = Path(source).expanduser()
-    if not path.is_file():
-        if source not in names():
-            raise ConfigError(
-                f"There is no suite {source!r}; shipped are {', '.join(names())}, or give a "
-                f"YAML file.{nearest(source, names())}"
-            )
-        path = _folder() / f"{source}.yaml"
-    return read_suite(read_yaml(path), path.stem, str(path))
+    def at_middle_rates(self) -> Suite:
+        """Return the suite in which every row has the middle one of its rates alone."""
+        rates = {kind: _middle(each) for kind, each in self.rates.items()}
+        rows = {
+            name: replace(row, rates=_middle(row.rates)) if isinstance(row.rates, tuple) else row
+            for name, row in self.rows.items()
+        }
+        return replace(self, rates=rates, rows=rows)
 
 
-def read_suite(data: Mapping[str, Any], name: str, where: str = "the suite") -> Suite:
-    """Check the content of a suite's file; see `load_suite`."""
-    _known(data, ("recipe", "rates", "tasks", "rows", "seeds"), where)
-    for key in ("tasks", "rows"):
-        if not data.get(key):
-            raise ConfigError(f"{where}: there are no {key}.")
-    rates = {kind: _rates(each, f"{where}: rates.{kind}") for kind, each in data["rates"].items()}
-    tasks = {
-        key: _spec(TaskSpec, each, f"{where}: tasks.{key}") for key, each in data["tasks"].items()
-    }
-    rows = {}
-    for key, each in data["rows"].items():
-        given = {"method": key, **(each or {})}
-        if isinstance(given.get("rates"), list):
-            given["rates"] = _rates(given["rates"], f"{where}: rows.{key}.rates")
-        rows[key] = _spec(RowSpec, given, f"{where}: rows.{key}")
-    suite = Suite(name, data.get("recipe", {}), rates, tasks, rows, data.get("seeds", 3))
-    _check(suite, where)
-    return suite
+def _texts(spec: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(spec, name)
+        if not isinstance(value, str | None):
+            raise ConfigError(f"{name} is {value!r}; expected text.")
 
 
-def _check(suite: Suite, where: str) -> None:
-    if type(suite.seeds) is not int or suite.seeds < 1:
-        raise ConfigError(f"{where}: seeds is {suite.seeds!r}; it must be at least 1.")
-    if len({len(rates) for rates in suite.rates.values()}) > 1:
-        raise ConfigError(f"{where}: rates must be equally many for every kind of adapter.")
-    for name, row in suite.rows.items():
-        for key in ("start", "rates"):
-            other = getattr(row, key)
-            if isinstance(other, str) and other not in suite.rows:
-                raise ConfigError(f"{where}: rows.{name}.{key} names {other!r}, which is no row.")
-        if row.start is not None:
-            after, first = methods.get(row.method).after, suite.rows[row.start].method
-            if first not in after:
-                raise ConfigError(
-                    f"{where}: rows.{name}.start: {row.method} starts from "
-                    f"{' or '.join(after) or 'no trained model'}, not from {first}."
-                )
-        for task in suite.tasks:
-            suite.recipe_of(task, name)
-            seen = {name}
-            while isinstance(other := suite.rates_of(task, name), str):
-                name = other
-                if name in seen:
-                    raise ConfigError(f"{where}: rows.{name} takes its rate from itself.")
-                seen.add(name)
+def _sections(spec: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(spec, name)
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{name} is {value!r}; expected keys and values.")
 
 
-def _spec(kind: type, data: Any, where: str) -> Any:
-    if not isinstance(data, Mapping):
-        raise ConfigError(f"{where} is {data!r}; expected keys and values.")
-    _known(data, [f.name for f in fields(kind)], where)
-    try:
-        return kind(**data)
-    except TypeError as error:
-        raise ConfigError(f"{where}: {str(error).partition('() ')[2]}.") from error
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
-
-
-def _rates(value: Any, where: str) -> tuple[float, ...]:
-    try:
-        rates = tuple(float(rate) for rate in value)
-    except (TypeError, ValueError):
-        rates = ()
-    if not rates or min(rates) <= 0:
-        raise ConfigError(f"{where} is {value!r}; expected a list of positive learning rates.")
-    return rates
-
-
-def _known(data: Mapping[str, Any], valid: Any, where: str) -> None:
-    for key in data:
-        if key not in valid:
-            raise ConfigError(f"{where}: unknown key {key!r}.{nearest(str(key), list(valid))}")
-
-
-def _folder() -> Path:
-    return Path(str(files(__name__.rpartition(".")[0]))) / "suites"
+def _middle(rates: tuple[float, ...]) -> tuple[float, ...]:
+    return (sorted(rates)[(len(rates) - 1) // 2],)

@@ -95,6 +95,7 @@ class Table:
         counts: how many rows of text there were; see `Cell`.
         columns: titles of the estimates.
         entries: in the suite's order.
+        fixed: rows whose learning rate was not tuned.
     """
 
     task: str
@@ -102,6 +103,13 @@ class Table:
     counts: Mapping[str, Any]
     columns: tuple[str, ...]
     entries: tuple[Entry, ...]
+    fixed: tuple[str, ...]
+
+    @property
+    def untuned(self) -> str:
+        """The rows whose learning rate was not tuned, in words; empty where all were."""
+        every = len(self.fixed) == len(self.entries)
+        return "all rows" if every else ", ".join(self.fixed)
 
 
 def lines(plan: Plan, task: str) -> list[Line]:
@@ -163,7 +171,8 @@ def table(plan: Plan, task: str, reference: str | None = None) -> Table | None:
                 None if base is None or line is base else compare(line, base, plan),
             )
         )
-    return Table(task, reference, counts, tuple(columns), tuple(entries))
+    fixed = tuple(line.row for line in found if len(plan.suite.tried(task, line.row)) == 1)
+    return Table(task, reference, counts, tuple(columns), tuple(entries), fixed)
 
 
 def markdown(plan: Plan, reference: str | None = None) -> str:
@@ -186,6 +195,8 @@ def to_markdown(found: Table) -> str:
     if counts["ood"]:
         outside = ", ".join(f"{plain(name)} ({n})" for name, n in counts["ood"].items())
         out += [f"Rows from elsewhere: {outside}.", ""]
+    if found.fixed:
+        out += [f"Learning rate not tuned: {plain(found.untuned)}.", ""]
     heads = ["", "seeds", "lr", *map(plain, found.columns), "trained", "stored", "train", "predict"]
     heads.append(f"NLL − {plain(found.reference)} [95 %]")
     out += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]

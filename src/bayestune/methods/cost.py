@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bayestune.backbone import Source, outline
+from torch import nn
+
+from bayestune.backbone import Backbone, Source, outline
 from bayestune.config import Recipe
 from bayestune.data import LabelSet, Task
 from bayestune.methods.contract import Method
@@ -40,10 +42,15 @@ def cost(method: Method, recipe: Recipe, source: Source, classes: int = 4) -> Co
     names = tuple(str(k) for k in range(classes))
     task = Task("classification", (), LabelSet(names, names))
     made = method.build(outline(source, classes), source, None, task, recipe)
-    weights = made.backbone.weights
-    seen = {id(p): p for part in (made.backbone, made.head) for p in part.parameters()}
+    return counted(made.backbone, made.head)
+
+
+def counted(backbone: Backbone, head: nn.Module) -> Cost:
+    """Count what a model trains and stores."""
+    weights = backbone.weights
+    seen = {id(p): p for part in (backbone, head) for p in part.parameters()}
     kept = {} if weights is None else weights.tensors()
-    kept |= {f"head.{k}": v for k, v in made.head.posterior_tensors().items() if v.numel() > 1}  # pyright: ignore
+    kept |= {f"head.{k}": v for k, v in head.posterior_tensors().items() if v.numel() > 1}  # pyright: ignore
     return Cost(
         trained=sum(p.numel() for p in seen.values() if p.requires_grad),
         stored=sum(t.numel() for t in kept.values()),

@@ -57,6 +57,7 @@ def _quality(report: Report, task: TaskReport, table: Table) -> str:
         "held-out; mean ± standard error over seeds. Bold: the lowest NLL and those not "
         "significantly different (paired bootstrap, 95 %). Times and differences, with 95 % "
         f"intervals, are relative to {report.reference}."
+        + (f" Learning rate not tuned: {table.untuned}." if table.fixed else "")
     )
     heads = ["", "seeds", *titles, "train", "predict", f"NLL − {report.reference}"]
     return _tabular(task, caption, heads, rows)

@@ -19,7 +19,7 @@ def to_markdown_report(report: Report) -> str:
     out += ["", "### Versions and machines", ""]
     versions = (f"{name} {', '.join(values)}" for name, values in report.environment.items())
     out += [plain("; ".join(versions)) + ".", "", "### What all trainings have in common", ""]
-    out.append(f"```text\n{words.pairs(report.recipe, chr(10))}\n```")
+    out.append(plain(words.pairs(report.recipe, "; ")))
     return "\n".join(out) + "\n"
 
 
