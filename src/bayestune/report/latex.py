@@ -50,7 +50,7 @@ def _quality(report: Report, task: TaskReport, table: Table) -> str:
         values = [_estimate(entry.values[t], t == "NLL" and entry.best) for t in titles]
         ratios = ["--" if r is None else f"{r:.1f}$\\times$" for r in entry.ratios.values()]
         interval = gap and f"${gap.mean:+.3f}$ [${gap.low:+.3f}$, ${gap.high:+.3f}$]"
-        rows.append([_name(method), words.seeds(method), *values, *ratios, interval or "--"])
+        rows.append([_name(method), str(len(entry.line.cells)), *values, *ratios, interval or "--"])
     counts = table.counts
     caption = escape(
         f"{task.name}: {counts['test']} test rows, {counts['train']} training, {counts['val']} "

@@ -12,7 +12,7 @@ from bayestune.report.contents import Report, TaskReport
 def to_markdown_report(report: Report) -> str:
     """Return the tables, what is missing, and what was trained by which recipe."""
     state = f"{report.done} of {report.total} trainings are there"
-    out = [f"# {plain(report.name)}", "", f"{report.seeds} seeds wanted; {state}.", ""]
+    out = [f"# {plain(report.name)}", "", f"Seeds wanted: {report.seeds}; {state}.", ""]
     out += [f"- {plain(line)}" for line in words.reading(report)]
     for task in report.tasks:
         out += ["", *_task(task)]
