@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 
 from bayestune.bench.table import METRICS, Estimate, Table
-from bayestune.report import words
 from bayestune.report.contents import Method, Report, TaskReport
 
 _SPECIAL = {

@@ -33,8 +33,8 @@ def reading(report: Report) -> tuple[str, ...]:
     ]
     if names := controls(report):
         found.append(
-            f"Controls are point estimates, without epistemic uncertainty: {', '.join(names)}. A "
-            "method that does not beat the best of them is not worth its cost here."
+            f"Controls are point estimates, without epistemic uncertainty: {', '.join(names)}. "
+            "The best of them is what a method has to beat."
         )
     return tuple(found)
 
