@@ -28,7 +28,7 @@ def killed(suite, data, tmp_path_factory):
 
     with pytest.raises(BayestuneError) as caught:
         run(plan, data, TWO, kill)
-    there = {key for key in plan.written("topics")}
+    there = set(plan.written("topics"))
     run(plan, data, TWO)
     return plan, str(caught.value), there
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers.utils import logging as hf
 
 from bayestune.bench.cell import Cell, Key
 from bayestune.bench.plan import Plan
@@ -91,6 +92,7 @@ _own: Bench | None = None
 
 def _begin(bench: Bench, free: Any, threads: int) -> None:
     global _own
+    hf.disable_progress_bar()  # of several processes, which would write over each other
     torch.set_num_threads(threads)
     _own = replace(bench, device=free.get(), progress=silent)
 
