@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +62,9 @@ def side_by_side(
                     told(cell)
         except KeyboardInterrupt:
             for worker in set(multiprocessing.active_children()) - others:
-                os.kill(worker.pid or 0, signal.SIGINT)
+                if worker.pid is not None:
+                    with suppress(ProcessLookupError):
+                        os.kill(worker.pid, signal.SIGINT)
             raise
         except BrokenProcessPool as error:
             raise BayestuneError(
