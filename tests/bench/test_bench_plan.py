@@ -93,9 +93,7 @@ def test_a_cell_of_another_suite_is_refused(make_plan, suite, content):
     plan.check()
     other = copy.deepcopy(content)
     other["recipe"]["train"]["epochs"] = 5
-    with pytest.raises(
-        ConfigError, match=r"seed1-lr0\.02 is of another suite: its train is .*--out"
-    ):
+    with pytest.raises(ConfigError, match=r"seed1-lr0\.02 is of another suite: its train is "):
         make_plan(read_suite(other, "small")).check()
     other = copy.deepcopy(content)
     other["tasks"]["topics"]["train_rows"] = 44

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -146,6 +148,13 @@ def test_a_file_reads_as_what_ships(tmp_path, content):
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(content))
     assert load_suite(str(path)) == read_suite(content, "mine")
+
+
+def test_the_suite_of_the_documentation_reads():
+    page = Path(__file__).parents[2] / "docs" / "benchmark.md"
+    shown = re.search(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    suite = read_suite(yaml.safe_load(shown[1]), "shown")
+    assert suite.tried("sst2", "temperature") == (1e-3, 2e-3, 4e-3)
 
 
 def test_layers_of_a_recipe(content):

@@ -18,6 +18,7 @@ VERBS = (
     ["train"],
     ["eval"],
     ["predict"],
+    ["bench"],
     ["methods"],
     ["report"],
     ["demo"],

@@ -8,11 +8,12 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers.utils import logging as hf
 
 from bayestune.bench.cell import Cell, Key
 from bayestune.bench.plan import Plan
@@ -61,7 +62,9 @@ def side_by_side(
                     told(cell)
         except KeyboardInterrupt:
             for worker in set(multiprocessing.active_children()) - others:
-                os.kill(worker.pid or 0, signal.SIGINT)
+                if worker.pid is not None:
+                    with suppress(ProcessLookupError):
+                        os.kill(worker.pid, signal.SIGINT)
             raise
         except BrokenProcessPool as error:
             raise BayestuneError(
@@ -91,6 +94,7 @@ _own: Bench | None = None
 
 def _begin(bench: Bench, free: Any, threads: int) -> None:
     global _own
+    hf.disable_progress_bar()  # of several processes, which would write over each other
     torch.set_num_threads(threads)
     _own = replace(bench, device=free.get(), progress=silent)
 

@@ -29,7 +29,7 @@ def _task(task: TaskReport) -> Iterable[str]:
     else:
         yield to_markdown(task.table)
         yield ""
-        yield f"Dropped, standing in the test set too: {words.dropped(task)}."
+        yield f"Dropped as duplicates: {words.dropped(task)}."
     if task.missing:
         yield ""
         yield "**Missing here:**"
