@@ -33,6 +33,7 @@ ROWS = (
     {"recipes"},
     {"plots", "hf"},
     {"demo", "bench"},
+    {"report"},
     {"cli"},
 )
 RANK = {name: rank for rank, row in enumerate(ROWS) for name in row}

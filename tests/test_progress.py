@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -55,6 +56,35 @@ def test_lines_come_at_most_every_ten_seconds_and_on_stderr(clock, capsys):
         "reading: 40/100, 30 s left nll 0.4",  # 40 in 20 s: 60 more take 30 s
         "reading: 100/100 in 25.0 s",
     ]
+
+
+def test_the_time_left_runs_down_while_a_unit_lasts(clock, capsys):
+    with shown("trainings", 3) as advance:
+        clock.now += 20
+        advance(1)
+        clock.now += 15
+        advance(0, "epoch 2")
+        clock.now += 35
+        advance(0)
+    assert capsys.readouterr().err.splitlines()[:3] == [
+        "trainings: 1/3, 40 s left",  # one in 20 s: two more take 40 s
+        "trainings: 1/3, 25 s left epoch 2",
+        "trainings: 1/3, 0 s left",
+    ]
+
+
+def test_a_bar_says_what_is_left(clock, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    with shown("trainings", 3) as advance:
+        clock.now += 3600  # longer ago than rich remembers
+        advance()
+        print("a line", file=sys.stderr)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
+    assert "left -:--:--" in text and "left 2:00:00" in text
+    assert "a line" in [line.strip() for line in re.split(r"[\r\n]", text)]
 
 
 def test_a_short_step_off_a_terminal_is_not_worth_a_line(clock, capsys):

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
 from typing import Protocol
 
 #: Seconds between two plain lines where there is no terminal.
@@ -43,7 +44,6 @@ def _bar(label: str, total: int) -> Iterator[Advance]:
         MofNCompleteColumn,
         TextColumn,
         TimeElapsedColumn,
-        TimeRemainingColumn,
     )
     from rich.progress import Progress as RichProgress
 
@@ -52,15 +52,19 @@ def _bar(label: str, total: int) -> Iterator[Advance]:
         BarColumn(bar_width=28),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        TextColumn("left {task.fields[left]}"),
         TextColumn("{task.fields[note]}"),
     )
+    left = _Left(total)
     with RichProgress(*columns, console=Console(stderr=True)) as bars:
-        task = bars.add_task(label, total=total, note="")
+        task = bars.add_task(label, total=total, note="", left="-:--:--")
 
         def advance(count: int = 1, note: str = "") -> None:
-            bars.advance(task, count)
+            # Rich's own guess forgets what is older than 30 s, which one step may take.
+            seconds = left.after(count)
+            bars.update(task, advance=count)
+            if seconds is not None:
+                bars.update(task, left=str(timedelta(seconds=round(seconds))))
             if note:
                 bars.update(task, note=note)
 
@@ -70,18 +74,36 @@ def _bar(label: str, total: int) -> Iterator[Advance]:
 @contextmanager
 def _lines(label: str, total: int) -> Iterator[Advance]:
     start = last = time.monotonic()
-    done = 0
+    left = _Left(total)
 
     def advance(count: int = 1, note: str = "") -> None:
-        nonlocal done, last
-        done += count
-        now = time.monotonic()
+        nonlocal last
+        seconds, now = left.after(count), time.monotonic()
         if now - last >= INTERVAL:
             last = now
-            left = f", {(now - start) / done * (total - done):.0f} s left" if done else ""
-            print(f"{label}: {done}/{total}{left} {note}".rstrip(), file=sys.stderr)
+            words = "" if seconds is None else f", {seconds:.0f} s left"
+            print(f"{label}: {left.done}/{total}{words} {note}".rstrip(), file=sys.stderr)
 
     yield advance
     seconds = time.monotonic() - start
     if seconds >= 1:
-        print(f"{label}: {done}/{total} in {seconds:.1f} s", file=sys.stderr)
+        print(f"{label}: {left.done}/{total} in {seconds:.1f} s", file=sys.stderr)
+
+
+class _Left:
+    """The time that is left, by what each unit took so far."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done = total, 0
+        self._start = self._last = time.monotonic()
+
+    def after(self, count: int) -> float | None:
+        """Return the seconds left when ``count`` more units are done, None before the first."""
+        now = time.monotonic()
+        if count:
+            self.done += count
+            self._last = now
+        if not self.done:
+            return None
+        each = (self._last - self._start) / self.done
+        return max(0.0, each * (self.total - self.done) - (now - self._last))

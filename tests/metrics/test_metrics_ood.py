@@ -8,10 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import roc_curve as sklearn_roc_curve
 from torch import Tensor
 
 from bayestune.errors import ConfigError, DataError
-from bayestune.metrics import aupr, auroc, fpr_at_recall
+from bayestune.metrics import aupr, auroc, fpr_at_recall, roc_curve
 
 checked = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 
@@ -37,6 +38,29 @@ def test_auroc_counts_pairs_and_half_of_ties(inside, outside) -> None:
     won = sum((o > i) + (o == i) / 2 for i in inside for o in outside)
     assert auroc(inside, outside) == pytest.approx(won / len(inside) / len(outside), abs=1e-14)
     assert auroc(outside, inside) == pytest.approx(1 - auroc(inside, outside), abs=1e-14)
+
+
+@checked
+@given(inside=scores, outside=scores)
+def test_the_area_under_the_roc_curve_is_the_auroc(inside, outside) -> None:
+    curve = roc_curve(inside, outside)
+    area = torch.trapezoid(curve.true_positive, curve.false_positive)
+    assert float(area) == pytest.approx(auroc(inside, outside), abs=1e-12)
+
+
+def test_roc_curve_has_the_corners_of_sklearn() -> None:
+    inside, outside = draw(60, 40, 1)
+    x, y, _ = sklearn_roc_curve(*sklearn_view(inside, outside), drop_intermediate=False)
+    curve = roc_curve(inside, outside)
+    np.testing.assert_allclose(curve.false_positive, x, atol=1e-12)
+    np.testing.assert_allclose(curve.true_positive, y, atol=1e-12)
+
+
+def test_roc_curve_is_read_off_on_its_lines_and_at_the_top_of_its_steps() -> None:
+    # Corners (0, 0), (0, ½), (½, ½), (1, 1): a step up, one to the right, a tie.
+    curve = roc_curve([2.0, 1.0], [3.0, 1.0])
+    rates = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0])
+    assert curve.at(rates).tolist() == [0.5, 0.5, 0.5, 0.75, 1.0]
 
 
 @checked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from bayestune.prediction import Prediction
 
 _NUMBERS = "cell.json"
 _ARRAYS = "arrays.safetensors"
+_REMEDY = "remove that folder, and the benchmark does its training again."
 #: The trained model itself, where other rows start from it.
 MODEL = "model"
 
@@ -49,8 +51,7 @@ class Cell:
         intervals: their 95 % bootstrap intervals.
         ood: metrics of telling other rows apart, by their name.
         cost: seconds of training (the frozen layers' states given; with the training of the
-            model it started from) and of predicting, on a CPU those that the process used of it;
-            numbers trained and stored.
+            model it started from) and of predicting, numbers trained and stored.
         rows: how many rows there were.
         chosen: what the training chose.
         history: its epochs.
@@ -59,6 +60,7 @@ class Cell:
         environment: versions and machine.
         error: why there are no metrics, where the training broke off.
         shifted: metrics of labelled rows from elsewhere, and of telling them apart, by name.
+        rates: among which the row's was to be chosen when it was trained; one: it was not tuned.
     """
 
     key: Key
@@ -75,6 +77,7 @@ class Cell:
     environment: dict[str, Any] = field(repr=False)
     error: str = ""
     shifted: dict[str, dict[str, float]] = field(default_factory=dict)
+    rates: list[float] = field(default_factory=list)
 
     @property
     def seconds(self) -> float:
@@ -97,7 +100,10 @@ def write(cell: Cell, arrays: dict[str, Tensor], out: Path, model: Any = None) -
         save_file({k: v.clone().contiguous() for k, v in arrays.items()}, staging / _ARRAYS)
         if model is not None:
             model.save(staging / MODEL)
-        write_json(staging / _NUMBERS, asdict(cell))
+        numbers = asdict(cell)
+        if cell.error:
+            numbers["val_nll"] = None  # JSON has no infinity
+        write_json(staging / _NUMBERS, numbers)
 
 
 def is_written(key: Key, out: Path) -> bool:
@@ -111,12 +117,14 @@ def read(key: Key, out: Path) -> Cell:
     Raises:
         StoreError: if it is missing or damaged.
     """
-    path = key.folder(out) / _NUMBERS
-    data = read_json(path)
+    folder = key.folder(out)
     try:
+        data = read_json(folder / _NUMBERS)
+        if data["error"] and data["val_nll"] is None:
+            data["val_nll"] = math.inf
         return Cell(**{**data, "key": Key(**data["key"])})
-    except (KeyError, TypeError) as error:
-        raise StoreError(f"{path} is damaged: {error}.") from error
+    except (StoreError, KeyError, TypeError) as error:
+        raise StoreError(f"{folder} is damaged ({error}); {_REMEDY}") from error
 
 
 def read_arrays(key: Key, out: Path) -> dict[str, Tensor]:
@@ -129,7 +137,7 @@ def read_arrays(key: Key, out: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise StoreError(f"{path} is damaged: {error}.") from error
+        raise StoreError(f"{path} is damaged ({error}); {_REMEDY}") from error
 
 
 def arrays_of(
@@ -139,8 +147,7 @@ def arrays_of(
 
     ``probs`` ``(N, K)`` and ``targets`` ``(N,)`` of the test rows; ``aleatoric``, and every score
     of unfamiliarity as ``score.NAME`` of the test rows and ``ood.SET.NAME`` of the others. Cells
-    also hold ``val.probs`` and ``val.targets`` of the held-out rows, and ``shifted.SET.probs`` and
-    ``shifted.SET.targets``.
+    also hold ``val.probs`` and ``val.targets`` of the held-out rows.
     """
     found = {"probs": inside.probs.float(), "targets": targets}
     found["aleatoric"] = inside.aleatoric.float()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bayestune.bench.cell import Key, is_written, read
+from bayestune.bench.cell import MODEL, Key, is_written, read
 from bayestune.bench.suite import Suite, completed
 from bayestune.errors import ConfigError
 
@@ -46,25 +46,35 @@ class Plan:
                 break
             asked |= more
         kept = tuple(row for row in suite.rows if row in asked)
-        return cls(suite, out, tuple(tasks), kept, seeds)
+        return cls(suite, out, tuple(dict.fromkeys(tasks)), kept, seeds)
 
     def check(self) -> None:
         """Refuse cells that another suite has left where this one's are to lie.
 
         Raises:
-            ConfigError: naming the first cell and what differs, or a recipe that cannot be.
+            ConfigError: naming the first cell and what differs.
+            StoreError: if a cell is damaged.
         """
         for task in self.tasks:
-            for row in self.rows:
-                self.suite.recipe_of(task, row)
-                rates = self.suite.rates_of(task, row)
-                tried = rates if isinstance(rates, tuple) else (self.rate(task, row),)
-                for key in (Key(task, row, s, lr) for s in range(self.seeds) for lr in tried if lr):
+            for key in self.written(task):
+                self._compare(key)
+
+    def written(self, task: str) -> Iterator[Key]:
+        """Yield the cells of a task that are there."""
+        for row in self.rows:
+            for lr in self.suite.tried(task, row):
+                for key in (Key(task, row, seed, lr) for seed in range(self.seeds)):
                     if is_written(key, self.out):
-                        self._compare(key)
+                        yield key
 
     def _compare(self, key: Key) -> None:
         cell = read(key, self.out)
+        started = any(self.suite.rows[row].start == key.row for row in self.rows)
+        if started and not cell.error and not (key.folder(self.out) / MODEL).is_dir():
+            raise ConfigError(
+                f"{key.folder(self.out)} was trained before any row started from {key.row} and "
+                "kept no model: remove that folder to train it again."
+            )
         asked = self.suite.asked(key.task, key.row, key.seed, key.lr)
         for part, values in asked.items():
             found = completed(part, getattr(cell, part))
@@ -98,6 +108,11 @@ class Plan:
         tried = {key.lr: read(key, self.out).val_nll for key in keys}
         best = min(tried, key=tried.__getitem__)
         return best if math.isfinite(tried[best]) else None
+
+    def broken(self) -> list[str]:
+        """Return the tasks and rows that have no rate: when all is done, every one broke off."""
+        rows = [(task, row) for task in self.tasks for row in self.rows]
+        return [f"{task} {row}" for task, row in rows if self.rate(task, row) is None]
 
     def todo(self) -> tuple[list[Key], int]:
         """Return the trainings that can be done now, in order, and how many are done."""

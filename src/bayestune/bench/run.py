@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import gc
-import logging
 import math
-import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,19 +17,21 @@ import torch
 from bayestune.backbone import PrefixCache
 from bayestune.bench.cell import MODEL, Cell, Key, arrays_of, read, write
 from bayestune.bench.plan import Plan
+from bayestune.bench.record import write_plan
 from bayestune.bench.splits import Splits, read_splits
 from bayestune.bench.suite import Suite
+from bayestune.bench.workers import side_by_side
 from bayestune.data import Task
 from bayestune.errors import ConfigError, NumericsError
 from bayestune.evaluation import Evaluation, evaluate, score
 from bayestune.finalize import item_nll
+from bayestune.methods.cost import counted
 from bayestune.model import BayesModel, assemble
 from bayestune.prediction import Prediction
-from bayestune.progress import Progress, silent
+from bayestune.progress import Advance, Progress, silent
 from bayestune.training import fit
 from bayestune.training.run import environment
 
-logger = logging.getLogger(__name__)
 #: Test rows whose prediction is timed.
 _TIMED = 64
 
@@ -60,33 +60,34 @@ class Bench:
         """Do one training, measure it on the test rows and write its cell.
 
         A training whose numbers stop being finite is a cell, too, with the error in the place of
-        the metrics.
+        the metrics; so is one that was to start from such a training.
 
         Raises:
-            ConfigError: if the task predicts numbers.
+            ConfigError, DataError: if its rows are not as the suite says.
         """
         spec = self.suite.rows[key.row]
         recipe = self.suite.recipe_of(key.task, key.row, key.seed, key.lr)
         if self.device is not None:
             recipe = replace(recipe, device=self.device)
         splits = self._read(key)
-        if splits.train.kind == "regression":
-            raise ConfigError(f"{key.task} predicts numbers; a benchmark compares classifiers.")
-        model = assemble(recipe, splits.train)
-        self._warm(model, key.task, splits)
         start, before = None, 0.0
         if spec.start is not None:
             first = replace(key, row=spec.start)
+            if broken := read(first, self.out).error:
+                cell = self._failed(key, splits, f"{spec.start} broke off: {broken}")
+                write(cell, {}, self.out)
+                return cell
             start, before = first.folder(self.out) / MODEL, read(first, self.out).seconds
+        model = assemble(recipe, splits.train)
+        self._warm(model, key.task, splits)
         clock = _clock(model)
         started = clock()
         try:
             run = fit(model, splits.train, val=splits.val, start=start, progress=self.progress)
-        except NumericsError as error:
-            cell, arrays = self._failed(key, splits, error), {}
-        else:
             seconds = before + clock() - started
             cell, arrays = self._measure(key, model, splits, run.history, seconds)
+        except NumericsError as error:
+            cell, arrays = self._failed(key, splits, str(error)), {}
         keep = any(row.start == key.row for row in self.suite.rows.values())
         write(cell, arrays, self.out, model if keep and arrays else None)
         del model
@@ -104,9 +105,7 @@ class Bench:
         others = {**splits.ood, **splits.shifted}
         found = evaluate(model, splits.test, ood=others, progress=self.progress)
         assert isinstance(found, Evaluation)
-        trained = {id(p): p for part in (model.backbone, model.head) for p in part.parameters()}
-        weights = model.backbone.weights
-        extra = {} if weights is None else weights.tensors()
+        count = counted(model.backbone, model.head)
         held_out = model.predict(splits.val)
         assert isinstance(held_out, Prediction)
         targets = model.targets(splits.val)
@@ -128,8 +127,8 @@ class Bench:
                 "train_seconds": seconds,
                 "predict_seconds": predict_seconds(model, splits.test),
                 "predict_rows": min(_TIMED, len(splits.test)),
-                "trained": sum(p.numel() for p in trained.values() if p.requires_grad),
-                "stored": sum(t.numel() for t in extra.values()),
+                "trained": count.trained,
+                "stored": count.stored,
             },
             rows=splits.counts,
             chosen=model.notes["chosen"],
@@ -137,11 +136,11 @@ class Bench:
             **self.suite.asked(key.task, key.row, key.seed, key.lr),
             environment=environment() | {"device": str(model.backbone.device)},
             shifted=shifted,
+            rates=list(self.suite.tried(key.task, key.row)),
         )
         return cell, arrays
 
-    def _failed(self, key: Key, splits: Splits, error: NumericsError) -> Cell:
-        logger.warning("%s: %s", key, error)
+    def _failed(self, key: Key, splits: Splits, error: str) -> Cell:
         nothing: dict[str, Any] = {name: {} for name in ("metrics", "intervals", "ood", "cost")}
         return Cell(
             key=key,
@@ -152,7 +151,8 @@ class Bench:
             history=[],
             **self.suite.asked(key.task, key.row, key.seed, key.lr),
             environment=environment(),
-            error=str(error),
+            error=error,
+            rates=list(self.suite.tried(key.task, key.row)),
         )
 
     def _read(self, key: Key) -> Splits:
@@ -193,59 +193,64 @@ def run(
         devices: one worker each, in a process of its own where there are several; none: the
             recipe's, in this process.
         report: told each cell and how many are there.
-        progress: how one worker reports the steps of a training; several are silent.
+        progress: how to report the trainings.
+
+    Raises:
+        ConfigError: if a cell that is there was measured on other test rows.
+        DataError: if the rows of a task cannot be read or do not suffice, before anything starts.
+        BayestuneError: if a worker's process died.
     """
-    if len(devices) > 1:
-        _side_by_side(plan, data, devices, report)
+    ready, done = plan.todo()
+    if ready:
+        _check_rows(plan, data)
+    write_plan(plan)
+    if not ready:
         return
-    bench = Bench(plan.suite, plan.out, data, *devices, progress=progress)
-    while True:
-        ready, done = plan.todo()
-        if not ready:
+    with progress(plan.suite.name, plan.total - done) as advance:
+
+        def told(cell: Cell) -> None:
+            nonlocal done
+            done += 1
+            advance(1, str(cell.key))
+            report(cell, done)
+
+        if len(devices) > 1:
+            side_by_side(plan, Bench(plan.suite, plan.out, data), devices, told)
             return
-        report(bench.cell(ready[0]), done + 1)
+        bench = Bench(plan.suite, plan.out, data, devices[0] if devices else None)
+        while ready:
+            bench.progress = _noting(advance, ready[0])
+            told(bench.cell(ready[0]))
+            ready = plan.todo()[0]
 
 
-def _side_by_side(
-    plan: Plan,
-    data: Path | None,
-    devices: Sequence[str],
-    report: Callable[[Cell, int], None],
-) -> None:
-    context = multiprocessing.get_context("spawn")
-    free = context.Queue()
-    for device in devices:
-        free.put(device)
-    with ProcessPoolExecutor(
-        len(devices), context, _begin, (plan.suite, plan.out, data, free)
-    ) as pool:
-        busy: dict[Future[Cell], Key] = {}
-        while True:
-            ready, done = plan.todo()
-            for key in [key for key in ready if key not in busy.values()]:
-                if len(busy) < len(devices):
-                    busy[pool.submit(_work, key)] = key
-            if not busy:
-                return
-            finished, _ = wait(busy, return_when=FIRST_COMPLETED)
-            for future in finished:
-                del busy[future]
-                report(future.result(), done + 1)
+def _check_rows(plan: Plan, data: Path | None) -> None:
+    """Read all tasks once, so that none breaks off a benchmark that has run for hours."""
+    for task in plan.tasks:
+        now = read_splits(plan.suite.tasks[task], data, 0).counts["test_hash"]
+        for key in plan.written(task):
+            if read(key, plan.out).rows.get("test_hash", now) != now:
+                raise ConfigError(
+                    f"{key.folder(plan.out)} was measured on other test rows of {task} than are "
+                    "there now: give another --out, or remove that folder."
+                )
 
 
-#: The benchmark of a worker process.
-_own: Bench | None = None
+def _noting(advance: Advance, key: Key) -> Progress:
+    """Return progress that notes the steps of one training beside that of them all."""
 
+    @contextmanager
+    def step(label: str, total: int) -> Iterator[Advance]:
+        done = 0
 
-def _begin(suite: Suite, out: Path, data: Path | None, free: Any) -> None:
-    global _own
-    torch.set_num_threads(1)
-    _own = Bench(suite, out, data, free.get())
+        def forward(count: int = 1, note: str = "") -> None:
+            nonlocal done
+            done += count
+            advance(0, f"{key}: {label} {done}/{total}")
 
+        yield forward
 
-def _work(key: Key) -> Cell:
-    assert _own is not None
-    return _own.cell(key)
+    return step
 
 
 def predict_seconds(model: BayesModel, texts: Task) -> float:

@@ -10,7 +10,10 @@ from typing import Any
 
 from bayestune.bench.suite import PARTS, Rows, TaskSpec
 from bayestune.data import Example, Task
+from bayestune.data.quickstart import quickstart_path
 from bayestune.errors import ConfigError, DataError
+
+_SHIPPED = "quickstart:"
 
 
 @dataclass(frozen=True)
@@ -39,13 +42,19 @@ class Splits:
 
     @property
     def counts(self) -> dict[str, Any]:
-        """How many rows there are, for the record."""
+        """How many rows there are, and a hash of the test rows, for the record."""
         parts = {part: len(getattr(self, part)) for part in PARTS}
         sets = {
             kind: {name: len(rows) for name, rows in getattr(self, kind).items()}
             for kind in ("ood", "shifted")
         }
-        return {**parts, **sets, "dropped": self.dropped, "sources": self.sources}
+        return {
+            **parts,
+            **sets,
+            "dropped": self.dropped,
+            "sources": self.sources,
+            "test_hash": self.test.hash[:16],
+        }
 
 
 def read_splits(spec: TaskSpec, folder: Path | None, seed: int) -> Splits:
@@ -56,17 +65,19 @@ def read_splits(spec: TaskSpec, folder: Path | None, seed: int) -> Splits:
 
     Args:
         spec: where they come from and how many are drawn.
-        folder: where files lie; None where all come from the Hub.
+        folder: where files lie; None where none is named.
         seed: of the draw.
 
     Raises:
-        ConfigError: if a file is named alone and there is no folder.
+        ConfigError: if a file is named alone and there is no folder, or the task predicts numbers.
         DataError: if rows cannot be read, or are fewer than asked for.
     """
     named = {"train": spec.train, "val": spec.val, "test": spec.test, **spec.ood, **spec.shifted}
     sources = {part: choose(rows, folder) for part, rows in named.items() if rows is not None}
     places = {part: _place(source, folder) for part, source in sources.items()}
     pool = Task.load(places["train"], **spec.columns)
+    if pool.kind == "regression":
+        raise ConfigError(f"{pool.title} holds numbers; a benchmark compares classifiers.")
     test = Task.load(places["test"], like=pool)
     if spec.test_rows is not None:
         test = _draw(test, spec.test_rows, random.Random(0))
@@ -80,6 +91,9 @@ def read_splits(spec: TaskSpec, folder: Path | None, seed: int) -> Splits:
     val, more = _without(val, {_content(example) for example in train})
     if spec.val_rows is not None:
         val = _draw(val, spec.val_rows, rng)
+    for part, rows in (("train on", train), ("choose by", val)):
+        if not len(rows):
+            raise DataError(f"{pool.title}: no rows are left to {part}.")
     ood = {name: _outside(places[name], pool, spec) for name in spec.ood}
     left_out = {"train": dropped, "val": lost + more}
     shifted: dict[str, Task] = {}
@@ -99,13 +113,22 @@ def _split(pool: Task, spec: TaskSpec, rng: random.Random) -> tuple[Task, Task]:
             of = taken.setdefault(pool.targets[i], [])
             if len(of) < spec.per_class:
                 of.append(i)
+        for label, name in enumerate(pool.labels.names):
+            found = len(taken.get(label, ()))
+            if found < spec.per_class:
+                raise DataError(
+                    f"{pool.title}: {spec.per_class} rows of each class are asked for, of {name!r} "
+                    f"{found} can be taken."
+                )
         chosen = {i for of in taken.values() for i in of}
     elif spec.train_rows is not None:
         chosen = set(rng.sample(order, _enough(pool, spec.train_rows)))
     elif spec.val is None:
-        # Held-out rows come out of the training rows, which must not keep them.
-        left = set(rng.sample(order, _enough(pool, (spec.val_rows or 0) + 1) - 1))
-        chosen = set(order) - left
+        # Held-out rows come out of the training rows, which must not keep them nor their doubles.
+        places = {_content(example): i for i, example in reversed(list(enumerate(pool)))}
+        distinct = pool.select(sorted(places.values()))
+        left = {_content(example) for example in _draw(distinct, spec.val_rows or 0, rng)}
+        chosen = {i for i, example in enumerate(pool) if _content(example) not in left}
     else:
         chosen = set(order)
     rest = [i for i in range(len(pool)) if i not in chosen]
@@ -160,12 +183,18 @@ def choose(rows: Rows, folder: Path | None) -> str:
     """
     *preferred, last = [rows] if isinstance(rows, str) else rows
     for source in preferred:
-        if source.startswith("hf:") or (folder is not None and (folder / source).is_file()):
+        if _is_named(source) or (folder is not None and (folder / source).is_file()):
             return source
-    if folder is None and not last.startswith("hf:"):
+    if folder is None and not _is_named(last):
         raise ConfigError(f"{last} is a file: give the folder that holds it (--data DIR).")
     return last
 
 
+def _is_named(source: str) -> bool:
+    return source.startswith(("hf:", _SHIPPED))
+
+
 def _place(source: str, folder: Path | None) -> str:
-    return source if source.startswith("hf:") or folder is None else str(folder / source)
+    if source.startswith(_SHIPPED):
+        return str(quickstart_path(source.removeprefix(_SHIPPED)))
+    return source if folder is None or _is_named(source) else str(folder / source)

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from importlib.resources import files
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from bayestune import methods
-from bayestune.config import Recipe, from_mapping, merge, read_yaml, to_mapping
-from bayestune.errors import ConfigError, nearest
+from bayestune.config import Recipe, from_mapping, merge, to_mapping
+from bayestune.errors import ConfigError
 
 #: The parts of a task that have labels.
 PARTS = ("train", "val", "test")
 
-#: A file below the data folder or ``hf:NAME[/CONFIG][:SPLIT]``, or several of them, of which the
-#: first that is there is read; what is on the Hub counts as there.
+#: A file below the data folder, ``hf:NAME[/CONFIG][:SPLIT]`` or ``quickstart:FILE``, which ships;
+#: or several of them, of which the first that is there is read. What is on the Hub counts as there.
 Rows = str | Sequence[str]
 
 
@@ -55,6 +53,12 @@ class TaskSpec:
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        _sections(self, "ood", "shifted", "columns", "recipe")
+        named = {} if self.val is None else {"val": self.val}
+        for name, rows in {"train": self.train, "test": self.test, **named, **self.ood}.items():
+            _sources(name, rows)
+        for name, rows in self.shifted.items():
+            _sources(name, rows)
         for name in ("train_rows", "per_class", "val_rows", "test_rows", "ood_rows"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
@@ -66,13 +70,6 @@ class TaskSpec:
         names = [*PARTS, *self.ood, *self.shifted]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ConfigError(f"two sets of rows are called {twice[0]!r}: give them two names.")
-        for rows in (self.train, self.test, self.val, *self.ood.values(), *self.shifted.values()):
-            given = [rows] if isinstance(rows, str) else rows
-            valid = isinstance(given, Sequence) and all(isinstance(r, str) for r in given) and given
-            if rows is not None and not valid:
-                raise ConfigError(
-                    f"rows are read from {rows!r}; expected a name or a list of them."
-                )
 
 
 @dataclass(frozen=True)
@@ -92,6 +89,12 @@ class RowSpec:
     rates: tuple[float, ...] | str | None = None
     start: str | None = None
 
+    def __post_init__(self) -> None:
+        _texts(self, "method", "start")
+        _sections(self, "recipe")
+        if self.start is not None and self.rates is not None:
+            raise ConfigError("start and rates both say at which rate: give one of them.")
+
 
 @dataclass(frozen=True)
 class Suite:
@@ -104,7 +107,6 @@ class Suite:
         tasks: by name.
         rows: by name, in the order of the table.
         seeds: how many.
-        overrides: recipe values that win over those of all tasks and rows.
     """
 
     name: str
@@ -113,21 +115,13 @@ class Suite:
     tasks: Mapping[str, TaskSpec]
     rows: Mapping[str, RowSpec]
     seeds: int = 3
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        given = [key for key in ("method", "seed") if key in self.overrides]
-        given += ["train.lr"] if "lr" in self.overrides.get("train", {}) else []
-        if given:
-            raise ConfigError(f"{given[0]} is what a benchmark varies by itself; it cannot be set.")
 
     def recipe_of(self, task: str, row: str, seed: int = 0, lr: float | None = None) -> Recipe:
         """Return the recipe of one training."""
         spec = self.rows[row]
         last = {"seed": seed} | ({} if lr is None else {"train": {"lr": lr}})
         return methods.recipe(
-            spec.method,
-            merge(self.recipe, self.tasks[task].recipe, spec.recipe, self.overrides, last),
+            spec.method, merge(self.recipe, self.tasks[task].recipe, spec.recipe, last)
         )
 
     def asked(self, task: str, row: str, seed: int, lr: float) -> dict[str, Any]:
@@ -148,6 +142,20 @@ class Suite:
             raise ConfigError(f"rows.{row} adapts by {kind!r}, and rates has none for that.")
         return self.rates[kind]
 
+    def tried(self, task: str, row: str) -> tuple[float, ...]:
+        """Return the rates among which that of a row is chosen: one where it is not tuned."""
+        rates = self.rates_of(task, row)
+        return self.tried(task, rates) if isinstance(rates, str) else rates
+
+    def at_middle_rates(self) -> Suite:
+        """Return the suite in which every row has the middle one of its rates alone."""
+        rates = {kind: _middle(each) for kind, each in self.rates.items()}
+        rows = {
+            name: replace(row, rates=_middle(row.rates)) if isinstance(row.rates, tuple) else row
+            for name, row in self.rows.items()
+        }
+        return replace(self, rates=rates, rows=rows)
+
 
 def completed(part: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return a part of what `Suite.asked` gave, with the defaults of keys that came later."""
@@ -156,111 +164,25 @@ def completed(part: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(TaskSpec(**values))))
 
 
-def names() -> list[str]:
-    """Return the suites that ship with the package."""
-    return sorted(p.name.removesuffix(".yaml") for p in _folder().glob("*.yaml"))
+def _sources(name: Any, rows: Any) -> None:
+    given = [name, rows] if isinstance(rows, str) else [name, *(rows or [None])]
+    if not all(isinstance(each, str) for each in given):
+        raise ConfigError(f"{name} is {rows!r}; expected the name of a source, or a list of them.")
 
 
-def load_suite(source: str) -> Suite:
-    """Read a suite from a YAML file, or one that ships by its name.
-
-    A file's ``base`` names a shipped suite that lies below it, key by key.
-
-    Raises:
-        ConfigError: naming the key that is unknown, missing or wrong.
-    """
-    path = Path(source).expanduser()
-    if not path.is_file():
-        path = _folder() / f"{_shipped(source)}.yaml"
-    return read_suite(read_yaml(path), path.stem, str(path))
+def _texts(spec: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(spec, name)
+        if not isinstance(value, str | None):
+            raise ConfigError(f"{name} is {value!r}; expected text.")
 
 
-def _shipped(name: str) -> str:
-    if name not in names():
-        raise ConfigError(
-            f"There is no suite {name!r}; shipped are {', '.join(names())}, or give a YAML file."
-            f"{nearest(name, names())}"
-        )
-    return name
+def _sections(spec: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(spec, name)
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{name} is {value!r}; expected keys and values.")
 
 
-def read_suite(data: Mapping[str, Any], name: str, where: str = "the suite") -> Suite:
-    """Check the content of a suite's file; see `load_suite`."""
-    if "base" in data:
-        data = merge(read_yaml(_folder() / f"{_shipped(str(data['base']))}.yaml"), data)
-    _known(data, ("base", "recipe", "rates", "tasks", "rows", "seeds"), where)
-    for key in ("tasks", "rows"):
-        if not data.get(key):
-            raise ConfigError(f"{where}: there are no {key}.")
-    rates = {kind: _rates(each, f"{where}: rates.{kind}") for kind, each in data["rates"].items()}
-    tasks = {
-        key: _spec(TaskSpec, each, f"{where}: tasks.{key}") for key, each in data["tasks"].items()
-    }
-    rows = {}
-    for key, each in data["rows"].items():
-        given = {"method": key, **(each or {})}
-        if isinstance(given.get("rates"), list):
-            given["rates"] = _rates(given["rates"], f"{where}: rows.{key}.rates")
-        rows[key] = _spec(RowSpec, given, f"{where}: rows.{key}")
-    suite = Suite(name, data.get("recipe", {}), rates, tasks, rows, data.get("seeds", 3))
-    _check(suite, where)
-    return suite
-
-
-def _check(suite: Suite, where: str) -> None:
-    if type(suite.seeds) is not int or suite.seeds < 1:
-        raise ConfigError(f"{where}: seeds is {suite.seeds!r}; it must be at least 1.")
-    if len({len(rates) for rates in suite.rates.values()}) > 1:
-        raise ConfigError(f"{where}: rates must be equally many for every kind of adapter.")
-    for name, row in suite.rows.items():
-        for key in ("start", "rates"):
-            other = getattr(row, key)
-            if isinstance(other, str) and other not in suite.rows:
-                raise ConfigError(f"{where}: rows.{name}.{key} names {other!r}, which is no row.")
-        if row.start is not None:
-            after, first = methods.get(row.method).after, suite.rows[row.start].method
-            if first not in after:
-                raise ConfigError(
-                    f"{where}: rows.{name}.start: {row.method} starts from "
-                    f"{' or '.join(after) or 'no trained model'}, not from {first}."
-                )
-        for task in suite.tasks:
-            suite.recipe_of(task, name)
-            seen = {name}
-            while isinstance(other := suite.rates_of(task, name), str):
-                name = other
-                if name in seen:
-                    raise ConfigError(f"{where}: rows.{name} takes its rate from itself.")
-                seen.add(name)
-
-
-def _spec(kind: type, data: Any, where: str) -> Any:
-    if not isinstance(data, Mapping):
-        raise ConfigError(f"{where} is {data!r}; expected keys and values.")
-    _known(data, [f.name for f in fields(kind)], where)
-    try:
-        return kind(**data)
-    except TypeError as error:
-        raise ConfigError(f"{where}: {str(error).partition('() ')[2]}.") from error
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
-
-
-def _rates(value: Any, where: str) -> tuple[float, ...]:
-    try:
-        rates = tuple(float(rate) for rate in value)
-    except (TypeError, ValueError):
-        rates = ()
-    if not rates or min(rates) <= 0:
-        raise ConfigError(f"{where} is {value!r}; expected a list of positive learning rates.")
-    return rates
-
-
-def _known(data: Mapping[str, Any], valid: Any, where: str) -> None:
-    for key in data:
-        if key not in valid:
-            raise ConfigError(f"{where}: unknown key {key!r}.{nearest(str(key), list(valid))}")
-
-
-def _folder() -> Path:
-    return Path(str(files(__name__.rpartition(".")[0]))) / "suites"
+def _middle(rates: tuple[float, ...]) -> tuple[float, ...]:
+    return (sorted(rates)[(len(rates) - 1) // 2],)

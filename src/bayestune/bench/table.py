@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -15,15 +17,19 @@ from bayestune.metrics import PairedDifference
 
 #: Columns of metrics by title.
 METRICS = {"acc": "accuracy", "NLL": "nll", "ECE": "ece", "Brier": "brier", "AURC": "aurc"}
+#: Columns of labelled rows from elsewhere.
+SHIFTED = {
+    "acc": "accuracy",
+    "NLL": "nll",
+    "ECE": "ece",
+    "AUROC MI": "auroc_mutual_information",
+}
 #: Columns of out-of-distribution detection.
 OUTSIDE = {
     "OOD max-prob": "auroc_max_prob",
     "OOD MI": "auroc_mutual_information",
     "OOD density": "auroc_density",
 }
-
-
-PARTS = {"train": "training", "val": "held-out", "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,76 @@ class Line:
         return [read_one(cell) for cell in self.cells]
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds, and its standard error where there are several."""
+
+    mean: float
+    error: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Estimate:
+        """Estimate from one number per seed."""
+        several = len(values) > 1
+        error = statistics.stdev(values) / len(values) ** 0.5 if several else None
+        return cls(statistics.fmean(values), error)
+
+    def text(self, digits: int = 3) -> str:
+        """Return ``mean ± error``."""
+        error = "" if self.error is None else f" ± {self.error:.{digits}f}"
+        return f"{self.mean:.{digits}f}{error}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the table says of one row.
+
+    Attributes:
+        line: the row.
+        values: estimates by the title of their column.
+        best: whether its NLL is the lowest, or not significantly different from that.
+        ratios: seconds of training and of predicting, relative to the reference of the same seed;
+            None where they share no seed.
+        gap: paired difference of its NLL and the reference's; None for the reference itself and
+            where they share no seed.
+        shifted: estimates on labelled rows from elsewhere, by the title of their column.
+    """
+
+    line: Line
+    values: Mapping[str, Estimate]
+    best: bool
+    ratios: Mapping[str, float | None]
+    gap: PairedDifference | None
+    shifted: Mapping[str, Estimate] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of one task.
+
+    Attributes:
+        task: its name.
+        reference: the row that times and differences are relative to.
+        counts: how many rows of text there were; see `Cell`.
+        columns: titles of the estimates.
+        entries: in the suite's order.
+        fixed: rows whose learning rate was not tuned.
+    """
+
+    task: str
+    reference: str
+    counts: Mapping[str, Any]
+    columns: tuple[str, ...]
+    entries: tuple[Entry, ...]
+    fixed: tuple[str, ...]
+
+    @property
+    def untuned(self) -> str:
+        """The rows whose learning rate was not tuned, in words; empty where all were."""
+        every = len(self.fixed) == len(self.entries)
+        return "all rows" if every else ", ".join(self.fixed)
+
+
 def lines(plan: Plan, task: str) -> list[Line]:
     """Return the rows of a task that have cells at their chosen rate."""
     found = []
@@ -59,9 +135,14 @@ def lines(plan: Plan, task: str) -> list[Line]:
     return found
 
 
-def compare(a: Line, b: Line, plan: Plan) -> PairedDifference:
-    """Return the paired difference in NLL, a − b, over the test rows and the seeds of both."""
+def compare(a: Line, b: Line, plan: Plan) -> PairedDifference | None:
+    """Return the paired difference in NLL, a − b, over the test rows and the seeds of both.
+
+    None where they have no seed in common.
+    """
     seeds = {c.key.seed for c in a.cells} & {c.key.seed for c in b.cells}
+    if not seeds:
+        return None
     if len(seeds) == len(a.cells) == len(b.cells):
         return metrics.paired_difference(a.losses, b.losses)
     both = [
@@ -71,96 +152,123 @@ def compare(a: Line, b: Line, plan: Plan) -> PairedDifference:
     return metrics.paired_difference(*both)
 
 
-def markdown(plan: Plan, reference: str | None = None) -> str:
-    """Return a table per task.
-
-    Bold are the lowest NLL and those whose paired difference to it has an interval that holds 0.
+def table(plan: Plan, task: str, reference: str | None = None) -> Table | None:
+    """Return the table of a task; None where no row has a cell at its chosen rate.
 
     Args:
         plan: what was to be done; cells that are not there are left out.
+        task: the task.
         reference: the row that times and differences are relative to; the first of the suite.
     """
-    parts = []
-    for task in plan.tasks:
-        found = lines(plan, task)
-        if found:
-            parts += [_task(plan, task, found, reference or plan.rows[0]), ""]
-    return "\n".join(parts)
-
-
-def _task(plan: Plan, task: str, found: Sequence[Line], reference: str) -> str:
+    reference = reference or plan.rows[0]
+    found = lines(plan, task)
+    if not found:
+        return None
     base = next((line for line in found if line.row == reference), None)
-    best = min(found, key=lambda line: float(line.losses.mean()))
-    rows = found[0].cells[0].rows
-    sets = list(rows["ood"])
-    title = (
-        f"### {task}: {rows['train']} training, {rows['val']} held-out, {rows['test']} test rows"
-    )
-    heads = ["", "seeds", "lr", *METRICS]
-    heads += [f"{name}, {other}" if len(sets) > 1 else name for other in sets for name in OUTSIDE]
-    heads += ["trained", "stored", "train", "predict", f"NLL − {reference} [95 %]"]
-    out = [title, ""]
-    if sets:
-        outside = ", ".join(f"{name} ({rows['ood'][name]})" for name in sets)
+    lowest = min(found, key=lambda line: float(line.losses.mean()))
+    counts = found[0].cells[0].rows
+    columns = _columns(list(counts["ood"]))
+    entries = []
+    for line in found:
+        behind = None if line is lowest else compare(line, lowest, plan)
+        entries.append(
+            Entry(
+                line,
+                {title: Estimate.of(line.values(get)) for title, get in columns.items()},
+                line is lowest or (behind is not None and not behind.excludes_zero),
+                {kind: _ratio(line, base, kind) for kind in ("train_seconds", "predict_seconds")},
+                None if base is None or line is base else compare(line, base, plan),
+                {
+                    f"{name}, {title}": Estimate.of(
+                        line.values(lambda cell, n=name, k=key: cell.shifted[n][k])
+                    )
+                    for name in counts.get("shifted", ())
+                    for title, key in SHIFTED.items()
+                },
+            )
+        )
+    fixed = tuple(line.row for line in found if len(plan.suite.tried(task, line.row)) == 1)
+    return Table(task, reference, counts, tuple(columns), tuple(entries), fixed)
+
+
+def markdown(plan: Plan, reference: str | None = None) -> str:
+    """Return a table per task; see `table` and `to_markdown`."""
+    found = [table(plan, task, reference) for task in plan.tasks]
+    return "\n".join(f"{to_markdown(each)}\n" for each in found if each)
+
+
+def to_markdown(found: Table) -> str:
+    """Return a table as Markdown.
+
+    Bold are the lowest NLL and those whose paired difference to it has an interval that holds 0.
+    """
+    counts = found.counts
+    out = [
+        f"### {plain(found.task)}: {counts['train']} training, {counts['val']} held-out, "
+        f"{counts['test']} test rows",
+        "",
+    ]
+    if counts["ood"]:
+        outside = ", ".join(f"{plain(name)} ({n})" for name, n in counts["ood"].items())
         out += [f"Rows from elsewhere: {outside}.", ""]
+    if found.fixed:
+        out += [f"Learning rate not tuned: {plain(found.untuned)}.", ""]
+    heads = ["", "seeds", "lr", *map(plain, found.columns), "trained", "stored", "train", "predict"]
+    heads.append(f"NLL − {plain(found.reference)} [95 %]")
     out += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for line in found:
-        texts = [line.row, str(len(line.cells)), f"{line.cells[0].key.lr:g}"]
-        for name, key in METRICS.items():
-            text = spread(line.values(lambda c, k=key: c.metrics[k]))
-            same = line is best or not compare(line, best, plan).excludes_zero
-            texts.append(f"**{text}**" if name == "NLL" and same else text)
-        texts += [
-            spread(line.values(lambda c, o=other, k=key: c.ood[o][k]))
-            for other in sets
-            for key in OUTSIDE.values()
-        ]
-        cost = line.cells[0].cost
+    for entry in found.entries:
+        line, cost = entry.line, entry.line.cells[0].cost
+        texts = [plain(line.row), str(len(line.cells)), f"{line.cells[0].key.lr:g}"]
+        for title, value in entry.values.items():
+            bold = title == "NLL" and entry.best
+            texts.append(f"**{value.text()}**" if bold else value.text())
         texts += [f"{cost['trained']:,.0f}", f"{cost['stored']:,.0f}"]
-        for kind in ("train_seconds", "predict_seconds"):
-            texts.append(_ratio(line, base, kind))
-        if base is None or line is base:
-            texts.append("")
-        else:
-            gap = compare(line, base, plan)
-            mark = "" if gap.excludes_zero else " (n.s.)"
-            texts.append(f"{gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]{mark}")
+        texts += ["–" if ratio is None else f"{ratio:.1f}×" for ratio in entry.ratios.values()]
+        texts.append(gap_text(entry.gap))
         out.append("| " + " | ".join(texts) + " |")
-    return "\n".join(out + _shifted(found))
-
-
-def _shifted(found: Sequence[Line]) -> list[str]:
-    """Return a table of how the rows do on labelled rows from elsewhere; nothing without any."""
-    counts = found[0].cells[0].rows.get("shifted")
-    if not counts:
-        return []
-    of = ", ".join(f"{name} ({count})" for name, count in counts.items())
-    columns = {"acc": "accuracy", "NLL": "nll", "ECE": "ece", "AUROC MI": OUTSIDE["OOD MI"]}
-    heads = ["", *(f"{name}, {title}" for name in counts for title in columns)]
-    out = ["", f"Labelled rows from elsewhere: {of}.", ""]
-    out += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for line in found:
-        texts = [
-            spread(line.values(lambda c, n=name, k=key: c.shifted[n][k]))
-            for name in counts
-            for key in columns.values()
+    if found.entries[0].shifted:
+        of = ", ".join(f"{plain(name)} ({n})" for name, n in counts["shifted"].items())
+        titles = list(found.entries[0].shifted)
+        out += ["", f"Labelled rows from elsewhere: {of}.", ""]
+        out += [
+            "| " + " | ".join(["", *map(plain, titles)]) + " |",
+            "|---" * (1 + len(titles)) + "|",
         ]
-        out.append("| " + " | ".join([line.row, *texts]) + " |")
-    return out
+        for entry in found.entries:
+            texts = [plain(entry.line.row), *(each.text() for each in entry.shifted.values())]
+            out.append("| " + " | ".join(texts) + " |")
+    return "\n".join(out)
 
 
-def spread(values: Sequence[float], digits: int = 3) -> str:
-    """Return the mean, and the standard error where there are several values."""
-    text = f"{statistics.fmean(values):.{digits}f}"
-    if len(values) > 1:
-        text += f" ± {statistics.stdev(values) / len(values) ** 0.5:.{digits}f}"
-    return text
+def gap_text(gap: PairedDifference | None) -> str:
+    """Return a paired difference with its interval, marked where that holds 0."""
+    if gap is None:
+        return ""
+    mark = "" if gap.excludes_zero else " (n.s.)"
+    return f"{gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]{mark}"
 
 
-def _ratio(line: Line, base: Line | None, kind: str) -> str:
-    plain = {} if base is None else {c.key.seed: c.cost[kind] for c in base.cells}
-    ratios = [c.cost[kind] / plain[c.key.seed] for c in line.cells if c.key.seed in plain]
-    return f"{statistics.fmean(ratios):.1f}×" if ratios else "–"
+def plain(text: str) -> str:
+    """Return text as it is to be read, within a line or table of Markdown."""
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\`*\[\]|~])", r"\\\1", text)
+
+
+def _columns(sets: Sequence[str]) -> dict[str, Callable[[Cell], float]]:
+    found: dict[str, Callable[[Cell], float]] = {
+        title: lambda cell, key=key: cell.metrics[key] for title, key in METRICS.items()
+    }
+    for other in sets:
+        for title, key in OUTSIDE.items():
+            whole = f"{title}, {other}" if len(sets) > 1 else title
+            found[whole] = lambda cell, other=other, key=key: cell.ood[other][key]
+    return found
+
+
+def _ratio(line: Line, base: Line | None, kind: str) -> float | None:
+    before = {} if base is None else {c.key.seed: c.cost[kind] for c in base.cells}
+    ratios = [c.cost[kind] / before[c.key.seed] for c in line.cells if c.key.seed in before]
+    return statistics.fmean(ratios) if ratios else None
 
 
 def _losses(cell: Cell, plan: Plan) -> torch.Tensor:

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from bayestune.cli import bench, config, demo, doctor, eval, methods, predict, train
+from bayestune.cli import bench, config, demo, doctor, eval, methods, predict, report, train
 from bayestune.cli.console import logging_to_stderr
 from bayestune.cli.options import Debug
-from bayestune.cli.report import reporting
+from bayestune.cli.reporting import reporting
 from bayestune.version import __version__
 
 
@@ -55,6 +55,7 @@ app.command("train", short_help="Fine-tune a model.")(train.train)
 app.command("eval", short_help="Measure accuracy, calibration and OOD detection.")(eval.evaluate)
 app.command("predict", short_help="Predict labels with their uncertainty.")(predict.predict)
 app.command("bench", short_help="Compare methods on tasks.")(bench.bench)
+app.command("report", short_help="Write what a benchmark found.")(report.report)
 app.command("methods", short_help="List the methods.")(methods.methods)
 app.command("demo", short_help="Compare PoLAR-VBLL with plain LoRA on quick-start data.")(demo.demo)
 app.command("doctor", short_help="Check this machine.")(doctor.doctor)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import replace
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,12 +21,16 @@ if TYPE_CHECKING:
 
 def bench(
     ctx: typer.Context,
-    suite: Annotated[str, typer.Argument(metavar="SUITE", help="A YAML file, or one that ships.")],
+    suite: Annotated[
+        str, typer.Argument(metavar="SUITE", help="A YAML file, or one that ships: smoke, ….")
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Recipe keys for all its trainings."),
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="For the cells.")] = Path("bench"),
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="For the cells; default: bench/SUITE.")
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -51,6 +54,13 @@ def bench(
     seeds: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="How many; default: the suite's.")
     ] = None,
+    no_sweep: Annotated[
+        bool,
+        typer.Option(
+            "--no-sweep",
+            help="Take the middle one of the learning rates instead of trying all on a seed.",
+        ),
+    ] = False,
     device: Annotated[
         str | None,
         typer.Option(metavar="A,B", help="auto, cpu, cuda:0, …; several work side by side."),
@@ -64,43 +74,45 @@ def bench(
 
     Every training is written as it finishes; a command that was stopped goes on where it was.
     """
-    given = layers(None, {"model": model}, overrides or ())
+    changes = layers(None, {"model": model}, overrides or ())
     with quiet(ctx):
         from bayestune.bench import Plan, load_suite
         from bayestune.bench.table import markdown
 
-        read = replace(load_suite(suite), overrides=given)
+        read = load_suite(suite, changes)
         plan = Plan.of(
-            read,
-            out,
+            read.at_middle_rates() if no_sweep else read,
+            out or Path("bench") / read.name,
             _chosen(tasks, read.tasks, "task"),
             _chosen(methods, read.rows, "row"),
             seeds or read.seeds,
         )
         plan.check()
-        done = plan.todo()[1]
-        log.info("%s: %d of %d trainings are there, in %s", suite, done, plan.total, out)
-        if dry_run:
-            return
-        _run(plan, data, device)
-        text = markdown(plan)
-    emit(text)
+        there = f"{plan.todo()[1]} of {plan.total} trainings are there, in {plan.out}"
+        if not dry_run:
+            log.info("%s: %s", read.name, there)
+            _run(plan, data, device)
+    if dry_run:
+        emit(there)
+        return
+    emit(markdown(plan))
+    for broken in plan.broken():
+        log.info("%s: every learning rate broke off", broken)
+    folder = shlex.quote(str(plan.out))
+    log.info("curves, costs and recipes: bayestune report %s -o report.html", folder)
 
 
 def _run(plan: Plan, data: Path | None, device: str | None) -> None:
     from bayestune.bench import run
     from bayestune.progress import shown
 
-    started, first = time.monotonic(), plan.todo()[1]
-
     def report(cell: Cell, done: int) -> None:
-        each = (time.monotonic() - started) / (done - first)
-        left = each * (plan.total - done)
-        what = f"NLL {cell.metrics['nll']:.3f}" if cell.metrics else cell.error
-        log.info("%d/%d, %s left: %s: %s", done, plan.total, _clock(left), cell.key, what)
+        what = cell.error or f"NLL {cell.metrics['nll']:.3f}"
+        log.info("%d/%d: %s: %s", done, plan.total, cell.key, what)
 
+    devices = [name.strip() for name in device.split(",")] if device else []
     try:
-        run(plan, data, device.split(",") if device else [], report, shown)
+        run(plan, data, devices, report, shown)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"interrupted; {plan.out} holds all trainings that were complete: run the same command "
@@ -116,8 +128,3 @@ def _chosen(asked: str | None, valid: Iterable[str], kind: str) -> list[str]:
         if name not in valid:
             raise ConfigError(f"The suite has no {kind} {name!r}.{nearest(name, valid)}")
     return names
-
-
-def _clock(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"

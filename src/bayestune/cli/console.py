@@ -19,7 +19,7 @@ log = logging.getLogger("bayestune.cli")
 
 
 class _Stderr(logging.StreamHandler[TextIO]):
-    """Writes plain lines to whatever stderr is at the time."""
+    """Writes plain lines to whatever stderr is at the time: above the bar while one is shown."""
 
     def __init__(self) -> None:
         super().__init__(sys.stderr)
@@ -31,9 +31,9 @@ class _Stderr(logging.StreamHandler[TextIO]):
 
 @contextmanager
 def logging_to_stderr() -> Iterator[None]:
-    """Show what bayestune logs: through rich on a terminal, as plain lines elsewhere."""
+    """Show what bayestune logs, as plain lines."""
     logger = logging.getLogger("bayestune")
-    level, handler = logger.level, _handler()
+    level, handler = logger.level, _Stderr()
     logger.addHandler(handler)
     if level == logging.NOTSET:
         logger.setLevel(logging.INFO)
@@ -42,17 +42,6 @@ def logging_to_stderr() -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-
-
-def _handler() -> logging.Handler:
-    if not sys.stderr.isatty():
-        return _Stderr()
-    from rich.console import Console
-    from rich.logging import RichHandler
-
-    return RichHandler(
-        console=Console(stderr=True), show_time=False, show_level=False, show_path=False
-    )
 
 
 @contextmanager

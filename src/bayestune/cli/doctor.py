@@ -19,7 +19,7 @@ import typer
 
 from bayestune.cli.console import emit, emit_table, quiet
 from bayestune.cli.options import Debug
-from bayestune.cli.report import BAD_INPUT
+from bayestune.cli.reporting import BAD_INPUT
 from bayestune.errors import ModelError
 from bayestune.version import __version__
 

@@ -10,7 +10,7 @@ import typer
 
 from bayestune.cli.console import complain, emit, emit_table, log, quiet, to_json
 from bayestune.cli.options import Base, BatchSize, Debug, Device, Dtype, RunFolder, Samples
-from bayestune.cli.report import GATE_FAILED
+from bayestune.cli.reporting import GATE_FAILED
 from bayestune.errors import ConfigError
 from bayestune.files import new_file
 

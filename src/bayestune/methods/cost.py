@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from bayestune.backbone import Source, outline
+from torch import nn
+
+from bayestune.backbone import Backbone, Source, outline
 from bayestune.config import Recipe
 from bayestune.data import LabelSet, Task
 from bayestune.finalize import FAMILY_OF
@@ -44,17 +46,22 @@ def cost(method: Method, recipe: Recipe, source: Source, classes: int = 4) -> Co
     names = tuple(str(k) for k in range(classes))
     task = Task("classification", (), LabelSet(names, names))
     made = method.build(outline(source, classes), source, None, task, recipe)
-    weights = made.backbone.weights
-    seen = {id(p): p for part in (made.backbone, made.head) for p in part.parameters()}
-    kept = {} if weights is None else weights.tensors()
-    own = {k: v for k, v in made.head.posterior_tensors().items() if v.numel() > 1}  # pyright: ignore
-    stored = sum(t.numel() for t in [*kept.values(), *own.values()])
+    found = counted(made.backbone, made.head)
     if made.head.point and recipe.finalize.refresh in FAMILY_OF:
         family = FAMILIES[FAMILY_OF[recipe.finalize.refresh]]
         shapes = family.shapes(classes, made.head.in_features, 0).values()  # pyright: ignore
-        stored += sum(math.prod(shape) for shape in shapes)
+        return replace(found, stored=found.stored + sum(math.prod(shape) for shape in shapes))
+    return found
+
+
+def counted(backbone: Backbone, head: nn.Module) -> Cost:
+    """Count what a model trains and stores."""
+    weights = backbone.weights
+    seen = {id(p): p for part in (backbone, head) for p in part.parameters()}
+    kept = {} if weights is None else weights.tensors()
+    kept |= {f"head.{k}": v for k, v in head.posterior_tensors().items() if v.numel() > 1}  # pyright: ignore
     return Cost(
         trained=sum(p.numel() for p in seen.values() if p.requires_grad),
-        stored=stored,
+        stored=sum(t.numel() for t in kept.values()),
         passes="1" if weights is None else weights.passes,
     )

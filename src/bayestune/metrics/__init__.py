@@ -21,7 +21,7 @@ from bayestune.metrics.calibration import (
 )
 from bayestune.metrics.classification import accuracy, brier, nll, top_label
 from bayestune.metrics.density import Density, density_score, fit_density
-from bayestune.metrics.ood import aupr, auroc, fpr_at_recall
+from bayestune.metrics.ood import RocCurve, aupr, auroc, fpr_at_recall, roc_curve
 from bayestune.metrics.regression import (
     absolute_error,
     crps,
@@ -44,6 +44,7 @@ __all__ = [
     "PairedDifference",
     "Reliability",
     "RiskCoverage",
+    "RocCurve",
     "absolute_error",
     "accuracy",
     "adaptive_ece",
@@ -69,6 +70,7 @@ __all__ = [
     "reliability",
     "risk_at_coverage",
     "risk_coverage_curve",
+    "roc_curve",
     "squared_error",
     "top_label",
 ]

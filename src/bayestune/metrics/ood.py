@@ -7,10 +7,62 @@ distance, not a confidence.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from bayestune.metrics.inputs import ArrayLike, as_vector, count_for_share
+
+
+@dataclass(frozen=True, eq=False)
+class RocCurve:
+    """The receiver operating characteristic: straight lines between its T + 1 corners.
+
+    Attributes:
+        false_positive: share of in-distribution rows taken for OOD, float64 (T + 1,), from 0 to 1.
+        true_positive: share of OOD rows recognised, float64 (T + 1,), from 0 to 1.
+    """
+
+    false_positive: Tensor
+    true_positive: Tensor
+
+    def at(self, rates: Tensor) -> Tensor:
+        """Return the share of OOD rows recognised at rates of false positives in [0, 1] (R,).
+
+        Where the curve is upright its upper end counts.
+        """
+        x, y = self.false_positive, self.true_positive
+        rates = rates.to(x)
+        left = (torch.searchsorted(x, rates, right=True) - 1).clamp(max=x.numel() - 2)
+        wide = (x[left + 1] - x[left]).clamp(min=torch.finfo(x.dtype).tiny)
+        share = ((rates - x[left]) / wide).clamp(0, 1)
+        return y[left] + share * (y[left + 1] - y[left])
+
+
+def roc_curve(id_scores: ArrayLike, ood_scores: ArrayLike) -> RocCurve:
+    """Return the receiver operating characteristic, whose area is :func:`auroc`.
+
+    A corner for every distinct score t of the T: ``(#{s_id ≥ t} / N, #{s_ood ≥ t} / M)``, from the
+    highest score to the lowest, after (0, 0).
+
+    Args:
+        id_scores: scores of in-distribution rows (N,), higher = more OOD.
+        ood_scores: scores of out-of-distribution rows (M,).
+
+    Returns:
+        The corners of the curve.
+
+    Raises:
+        DataError: if either is empty, not a vector or has a NaN or infinite score.
+
+    Source: Fawcett 2006, "An introduction to ROC analysis", algorithm 1.
+    """
+    shares = []
+    for counts in _counts_per_score(id_scores, ood_scores):
+        above = counts.flip(0).cumsum(0).to(torch.float64) / int(counts.sum())
+        shares.append(torch.cat([above.new_zeros(1), above]))
+    return RocCurve(*shares)
 
 
 def auroc(id_scores: ArrayLike, ood_scores: ArrayLike) -> float:
