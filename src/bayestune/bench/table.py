@@ -228,12 +228,9 @@ def to_markdown(found: Table) -> str:
         out.append("| " + " | ".join(texts) + " |")
     if found.entries[0].shifted:
         of = ", ".join(f"{plain(name)} ({n})" for name, n in counts["shifted"].items())
-        titles = list(found.entries[0].shifted)
+        heads = ["", *map(plain, found.entries[0].shifted)]
         out += ["", f"Labelled rows from elsewhere: {of}.", ""]
-        out += [
-            "| " + " | ".join(["", *map(plain, titles)]) + " |",
-            "|---" * (1 + len(titles)) + "|",
-        ]
+        out += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
         for entry in found.entries:
             texts = [plain(entry.line.row), *(each.text() for each in entry.shifted.values())]
             out.append("| " + " | ".join(texts) + " |")
