@@ -144,6 +144,14 @@ def test_rows_from_elsewhere_have_labels_of_their_own(folder):
     assert found.ood["else"].labels == found.train.labels
 
 
+def test_rows_from_elsewhere_are_drawn_once_for_all_seeds(folder):
+    place = folder()
+    found = [read_splits(spec(ood={"x": "oos.jsonl"}, ood_rows=3), place, s) for s in (0, 1)]
+    assert texts(found[0].ood["x"]) == texts(found[1].ood["x"])
+    assert len(found[0].ood["x"]) == 3
+    assert len(read_splits(spec(ood={"x": "oos.jsonl"}, ood_rows=9), place, 0).ood["x"]) == 5
+
+
 def test_columns_of_other_names(folder):
     other = [{"message": row["text"], "topic": row["label"]} for row in rows("train", 30)]
     test = [{"message": row["text"], "topic": row["label"]} for row in rows("test", 6)]

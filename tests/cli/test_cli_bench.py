@@ -126,7 +126,7 @@ def test_the_first_look_needs_no_data(cli, tmp_path, monkeypatch, llama_base):
     result = cli("bench", "smoke", f"model={llama_base}", "dtype=float32")
     table = [line for line in result.stdout.splitlines() if line.startswith("|")]
     assert [line.split("|")[1].strip() for line in table[2:]] == list(load_suite("smoke").rows)
-    assert "out-of-scope (80)" in result.stdout
+    assert "out-of-scope (40)" in result.stdout
     cells = list((tmp_path / "bench" / "smoke").rglob("cell.json"))
     assert {json.loads(cell.read_text())["recipe"]["model"] for cell in cells} == {str(llama_base)}
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from bayestune import methods
-from bayestune.config import Recipe, merge, to_mapping
+from bayestune.config import Recipe, from_mapping, merge, to_mapping
 from bayestune.errors import ConfigError
 
 #: The parts of a task that have labels.
@@ -29,6 +29,7 @@ class TaskSpec:
         per_class: how many of each class it draws, instead.
         val_rows: how many held-out rows it draws; None takes all.
         test_rows: how many test rows, the same for all seeds; None takes all.
+        ood_rows: how many of each ``ood``, at most, the same for all seeds; None takes all.
         columns: what `Task.load` is told of the columns.
         recipe: recipe values of the task.
     """
@@ -41,6 +42,7 @@ class TaskSpec:
     per_class: int | None = None
     val_rows: int | None = None
     test_rows: int | None = None
+    ood_rows: int | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
@@ -49,7 +51,7 @@ class TaskSpec:
         _sections(self, "ood", "columns", "recipe")
         if not all(isinstance(text, str) for pair in self.ood.items() for text in pair):
             raise ConfigError(f"ood is {dict(self.ood)!r}; expected files by name.")
-        for name in ("train_rows", "per_class", "val_rows", "test_rows"):
+        for name in ("train_rows", "per_class", "val_rows", "test_rows", "ood_rows"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
                 raise ConfigError(f"{name} is {value!r}; it must be an integer of at least 1.")
@@ -142,6 +144,13 @@ class Suite:
             for name, row in self.rows.items()
         }
         return replace(self, rates=rates, rows=rows)
+
+
+def completed(part: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a part of what `Suite.asked` gave, with the defaults of keys that came later."""
+    if part == "recipe":
+        return json.loads(json.dumps(to_mapping(from_mapping(values))))
+    return json.loads(json.dumps(asdict(TaskSpec(**values))))
 
 
 def _texts(spec: Any, *names: str) -> None:
