@@ -86,13 +86,13 @@ def calibrate(
     targets = _check(model, task, coverage)
     found = model.predict(task, batch_size, progress=progress)
     assert isinstance(found, Prediction)
+    u = uniforms(example.content for example in task)
     choose, refuse = None, None
     if coverage is not None:
-        u = uniforms(example.content for example in task)
         choose = prediction_sets.calibrate(found.probs, targets, u, coverage, sets)
     if max_risk is not None:
         right = found.indices == targets
-        refuse = selective.calibrate(SCORES[by](found), right, max_risk, confidence, by)
+        refuse = selective.calibrate(SCORES[by](found), right, u, max_risk, confidence, by)
     model.guarantees = Guarantees(choose, refuse, task.hash, model.settings)
     return model.guarantees
 

@@ -88,11 +88,11 @@ class Prediction:
             guarantees: from `bayestune.calibrate`.
             u: `guarantees.uniforms` of the texts ``(N,)``.
         """
-        choose, refuse = guarantees.sets, guarantees.abstain
+        choose, rule = guarantees.sets, guarantees.abstain
         return replace(
             self,
             members=None if choose is None else sets.apply(choose, self.probs, u),
-            abstain=None if refuse is None else selective.apply(refuse, SCORES[refuse.by](self)),
+            abstain=None if rule is None else selective.apply(rule, SCORES[rule.by](self), u),
         )
 
     def __len__(self) -> int:

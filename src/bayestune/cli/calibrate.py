@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -105,18 +106,21 @@ def _sets(rule: SetRule) -> str:
 
 def _abstention(rule: AbstainRule) -> list[str]:
     i = rule.chosen
-    if i is None:
-        best = min(range(len(rule.bounds)), key=rule.bounds.__getitem__)
+    if i is not None:
         return [
-            f"abstention: ALL ROWS; no threshold on {rule.by} is shown to keep the error among "
-            f"answers at {rule.max_risk:g} or less with confidence {rule.confidence:g}",
-            f"the least that these rows show: {_facts(rule, best)}, bounded by "
-            f"{_up(rule.bounds[best])}",
+            f"abstention: unless {_condition(rule)}; the error among answers is at most "
+            f"{rule.max_risk:g} with confidence {rule.confidence:g}",
+            f"on these rows: {_facts(rule, i)}; bound {_up(rule.bounds[i])}",
         ]
+    least = rule.attainable
+    attainable = "these rows are too few for any"
+    if least is not None and (at := rule.at(least)) is not None:
+        attainable = f"the least that they show is {_up(least)}, with {_facts(rule, at)}"
+    fewest = math.ceil(math.log(1 - rule.confidence) / math.log1p(-rule.max_risk))
     return [
-        f"abstention: unless {_condition(rule)}: the error among answers is at most "
-        f"{rule.max_risk:g} with confidence {rule.confidence:g}",
-        f"on these rows: {_facts(rule, i)}, bounded by {_up(rule.bounds[i])}",
+        f"abstention: ALL ROWS. No threshold on {rule.by} is shown to keep the error among answers "
+        f"at {rule.max_risk:g} with confidence {rule.confidence:g}",
+        f"it takes {fewest} answered rows without an error, or more with some; {attainable}",
     ]
 
 

@@ -50,7 +50,7 @@ class Guarantees:
         if sets is not None:
             sets = SetRule(**{**sets, "threshold": _finite_or_all(sets["threshold"])})
         if abstain is not None:
-            curve = {name: tuple(abstain[name]) for name in ("accepted", "errors")}
+            curve = {name: tuple(abstain[name]) for name in ("ties", "accepted", "errors")}
             thresholds = tuple(_finite_or_all(t) for t in abstain["thresholds"])
             abstain = AbstainRule(**{**abstain, **curve, "thresholds": thresholds})
         return cls(sets, abstain, data["data"], dict(data["settings"]))

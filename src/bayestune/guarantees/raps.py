@@ -29,5 +29,5 @@ def scores(probs: Tensor, u: Tensor, penalty: float = 0.01, free: int = 2) -> Te
     using conformal prediction", section 2.2.
     """
     count, _ = aps.less_probable(probs.double())
-    rank = probs.shape[1] - count
+    rank = (probs.shape[1] - count).double()
     return aps.scores(probs, u) + penalty * (rank - free).clamp(min=0)
