@@ -121,7 +121,7 @@ def population(name: str, s: Tensor) -> Tensor:
     if name == "graded":
         return s**2
     if name == "sure and wrong":  # the risk falls before it rises
-        return torch.where(s < 0.2, 0.12, torch.where(s < 0.6, 0.02, 0.5))
+        return torch.where(s < 0.05, 0.2, torch.where(s < 0.6, 0.005, 0.6))
     return 0.06 + 0.5 * (12 * math.pi * s).sin().clamp(min=0) * (s > 0.2)  # in and out
 
 
