@@ -50,7 +50,7 @@ def by_hand(s: list[float], right: list[bool], u: list[float], r: float, delta: 
     found = 0
     for share in range(1, 21):
         j = -(-n * share // 20)
-        if (1 - r) ** j <= delta:
+        if (1 - r) ** j <= delta and 10 * j >= n:
             if binom.cdf(sum(wrong[:j]), j, r) > delta:
                 break
             found = j

@@ -79,15 +79,17 @@ class AbstainRule:
     def at(self, max_risk: float) -> int | None:
         """Return the position of the threshold for a risk; None where none is safe.
 
-        The first that is tried is the first at which no error at all would be few enough:
-        (1 − r)ʲ ≤ δ. The last of those that pass without one failing before is taken.
+        The first that is tried is the first with a tenth of the rows at which no error at all would
+        be few enough, (1 − r)ʲ ≤ δ. The last that passes before one fails is taken.
         """
         found = None
         for i, (rows, bound) in enumerate(zip(self.accepted, self.bounds, strict=True)):
-            if rows * math.log1p(-max_risk) <= math.log(1 - self.confidence):
-                if bound > max_risk:
-                    break
-                found = i
+            enough = rows * math.log1p(-max_risk) <= math.log(1 - self.confidence)
+            if not enough or 10 * rows < self.n:
+                continue  # among fewer a single error would end the search
+            if bound > max_risk:
+                break
+            found = i
         return found
 
 
