@@ -15,13 +15,13 @@ import bayestune
 from bayestune.guarantees import selective, uniforms
 from bayestune.prediction import SCORES
 
-BOTH = ("--coverage", 0.9, "--max-risk", 0.3)
+BOTH = ("--coverage", 0.9, "--max-risk", 0.2)
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory) -> Path:
     """Labelled rows that no run has seen."""
-    return write_rows(tmp_path_factory.mktemp("cal") / "cal.jsonl", topic_rows(120, 11, wrong=0.05))
+    return write_rows(tmp_path_factory.mktemp("cal") / "cal.jsonl", topic_rows(240, 11))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_rules_are_stored_and_applied(cli, run, rows, files) -> None:
     before = files_under(run)
     plain = read_lines(cli("predict", run, files["test"]).stdout)
     result = cli("calibrate", run, "--data", rows, *BOTH)
-    assert "120 calibration rows" in result.stdout
+    assert "240 calibration rows" in result.stdout
     assert f"saved in {run / 'model' / 'guarantees.json'}" in result.stdout
     after = files_under(run)
     assert after.keys() - before.keys() == {"model/guarantees.json"}
@@ -92,13 +92,13 @@ def test_what_is_said_and_json_agree_with_the_rows(cli, run, rows) -> None:
         if not abstain
     ]
     assert (len(answered), answered.count(False)) == (accepted, errors)
-    assert found["sets"]["size"] == pytest.approx(sum(map(len, prediction.sets)) / 120)
+    assert found["sets"]["size"] == pytest.approx(sum(map(len, prediction.sets)) / 240)
     # The k-th smallest score: k - 1 rows are below it or, at most, equal.
     covered = sum(y in s for y, s in zip(truth, prediction.sets, strict=True))
-    assert covered >= 109  # ⌈121 · 0.9⌉
+    assert covered >= 217  # ⌈241 · 0.9⌉
     text = cli("calibrate", run, "--data", rows, *BOTH).stdout
-    assert f"{accepted} of 120 ({accepted / 120:.1%}) answered, {errors} of them wrong" in text
-    assert "is at most 0.3 with confidence 0.95" in text
+    assert f"{accepted} of 240 ({accepted / 240:.1%}) answered, {errors} of them wrong" in text
+    assert "is at most 0.2 with confidence 0.95" in text
     assert f"lac, score at most {found['sets']['threshold']:.4g}" in text
 
 
@@ -181,7 +181,7 @@ def test_another_risk_needs_no_rows(cli, run, rows, files) -> None:
     """As a server would do it, from the folder alone."""
     from dataclasses import replace
 
-    cli("calibrate", run, "--data", rows, "--max-risk", 0.3)
+    cli("calibrate", run, "--data", rows, "--max-risk", 0.2)
     model = bayestune.load(run)
     texts = [row["text"] for row in read_lines(files["test"].read_text())]
     prediction = model.predict(texts)
@@ -208,7 +208,7 @@ def test_another_risk_needs_no_rows(cli, run, rows, files) -> None:
         (("--max-risk", 0.1, "--confidence", 1.5), "confidence = 1.5"),
         (("--coverage", 0.9, "--sets", "lap"), "sets = 'lap' is not known. Did you mean 'lac'?"),
         (("--max-risk", 0.1, "--by", "entropie"), "Did you mean 'entropy'?"),
-        (("--coverage", 0.995), "120 rows cannot show a coverage of 0.995: it takes at least 199"),
+        (("--coverage", 0.999), "240 rows cannot show a coverage of 0.999: it takes at least 999"),
         (
             ("--coverage", 0.9, "--limit", 8),
             "8 rows cannot show a coverage of 0.9: it takes at least 9",
@@ -274,7 +274,7 @@ def test_a_damaged_file_is_an_error(cli, run, rows, files, damage) -> None:
     elif damage == "no object":
         file.write_text("[1]")
     elif damage == "changed":
-        file.write_text(text.replace('"max_risk": 0.3', '"max_risk": 0.01'))
+        file.write_text(text.replace('"max_risk": 0.2', '"max_risk": 0.01'))
     else:
         from bayestune.store.manifest import digest_of
 
