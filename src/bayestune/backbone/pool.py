@@ -8,6 +8,17 @@ import torch
 from torch import Tensor
 
 
+def last_token(attention_mask: Tensor) -> Tensor:
+    """Return where the last attended token stands ``(B,)``, by the mask ``(B, T)``."""
+    positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    return (positions * attention_mask.to(positions.dtype)).argmax(dim=1)
+
+
+def first_token(attention_mask: Tensor) -> Tensor:
+    """Return where the first attended token stands ``(B,)``, by the mask ``(B, T)``."""
+    return attention_mask.to(torch.int64).argmax(dim=1)
+
+
 def last(hidden: Tensor, attention_mask: Tensor) -> Tensor:
     """Return the state of the last attended token, whichever side is padded.
 
@@ -18,9 +29,7 @@ def last(hidden: Tensor, attention_mask: Tensor) -> Tensor:
     Returns:
         Features ``(B, D)``.
     """
-    positions = torch.arange(hidden.shape[1], device=hidden.device)
-    index = (positions * attention_mask.to(positions.dtype)).argmax(dim=1)  # (B,)
-    return hidden[torch.arange(hidden.shape[0], device=hidden.device), index]
+    return hidden[torch.arange(hidden.shape[0], device=hidden.device), last_token(attention_mask)]
 
 
 def mean(hidden: Tensor, attention_mask: Tensor) -> Tensor:
@@ -31,8 +40,9 @@ def mean(hidden: Tensor, attention_mask: Tensor) -> Tensor:
 
 def cls(hidden: Tensor, attention_mask: Tensor) -> Tensor:
     """Return the state of the first attended token; shapes as in `last`."""
-    index = attention_mask.to(torch.int64).argmax(dim=1)  # (B,)
-    return hidden[torch.arange(hidden.shape[0], device=hidden.device), index]
+    return hidden[torch.arange(hidden.shape[0], device=hidden.device), first_token(attention_mask)]
 
 
 POOLING: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"last": last, "mean": mean, "cls": cls}
+#: The token that a pooling reads, where it is one.
+POOLED: dict[str, Callable[[Tensor], Tensor]] = {"last": last_token, "cls": first_token}

@@ -49,7 +49,8 @@ class Cell:
         intervals: their 95 % bootstrap intervals.
         ood: metrics of telling other rows apart, by their name.
         cost: seconds of training (the frozen layers' states given; with the training of the
-            model it started from) and of predicting, numbers trained and stored.
+            model it started from) and of predicting, on a CPU those that the process used of it;
+            numbers trained and stored.
         rows: how many rows there were.
         chosen: what the training chose.
         history: its epochs.

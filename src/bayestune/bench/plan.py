@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bayestune.bench.cell import Key, is_written, read
-from bayestune.bench.suite import Suite
+from bayestune.bench.suite import Suite, completed
 from bayestune.errors import ConfigError
 
 
@@ -66,7 +66,7 @@ class Plan:
         cell = read(key, self.out)
         asked = self.suite.asked(key.task, key.row, key.seed, key.lr)
         for part, values in asked.items():
-            found = getattr(cell, part)
+            found = completed(part, getattr(cell, part))
             for name, value in values.items():
                 if found.get(name) != value:
                     raise ConfigError(

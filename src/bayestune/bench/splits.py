@@ -101,8 +101,10 @@ def _outside(source: str, pool: Task, spec: TaskSpec) -> Task:
     options = {k: v for k, v in spec.columns.items() if k not in ("label", "answer", "labels")}
     options |= {"kind": pool.kind, "require_labels": False}
     if pool.kind == "choice":
-        return Task.load(source, answer=None, **options)
-    return Task.load(source, label=None, labels=pool.labels, **options)
+        rows = Task.load(source, answer=None, **options)
+    else:
+        rows = Task.load(source, label=None, labels=pool.labels, **options)
+    return _draw(rows, min(spec.ood_rows or len(rows), len(rows)), random.Random(0))
 
 
 def _draw(task: Task, count: int, rng: random.Random) -> Task:

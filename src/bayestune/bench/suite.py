@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bayestune import methods
-from bayestune.config import Recipe, merge, read_yaml, to_mapping
+from bayestune.config import Recipe, from_mapping, merge, read_yaml, to_mapping
 from bayestune.errors import ConfigError, nearest
 
 #: The parts of a task that have labels.
@@ -30,6 +30,7 @@ class TaskSpec:
         per_class: how many of each class it draws, instead.
         val_rows: how many held-out rows it draws; None takes all.
         test_rows: how many test rows, the same for all seeds; None takes all.
+        ood_rows: how many of each ``ood``, at most, the same for all seeds; None takes all.
         columns: what `Task.load` is told of the columns.
         recipe: recipe values of the task.
     """
@@ -42,11 +43,12 @@ class TaskSpec:
     per_class: int | None = None
     val_rows: int | None = None
     test_rows: int | None = None
+    ood_rows: int | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("train_rows", "per_class", "val_rows", "test_rows"):
+        for name in ("train_rows", "per_class", "val_rows", "test_rows", "ood_rows"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
                 raise ConfigError(f"{name} is {value!r}; it must be an integer of at least 1.")
@@ -119,6 +121,13 @@ class Suite:
         if kind not in self.rates:
             raise ConfigError(f"rows.{row} adapts by {kind!r}, and rates has none for that.")
         return self.rates[kind]
+
+
+def completed(part: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a part of what `Suite.asked` gave, with the defaults of keys that came later."""
+    if part == "recipe":
+        return json.loads(json.dumps(to_mapping(from_mapping(values))))
+    return json.loads(json.dumps(asdict(TaskSpec(**values))))
 
 
 def names() -> list[str]:
