@@ -23,8 +23,8 @@ def scores(probs: Tensor, u: Tensor) -> Tensor:
     Returns:
         Scores in [0, 1], float64 ``(N, K)``.
 
-    Source: Romano, Sesia and Candès 2020, "Classification with valid and adaptive coverage",
-    section 2 (1 − u is their U).
+    Source: Romano, Sesia and Candès 2020, "Classification with valid and adaptive coverage"
+    (1 − u is their U).
     """
     p = probs.double()
     return 1 - less_probable(p)[1] - u.double()[:, None] * p

@@ -26,7 +26,7 @@ def scores(probs: Tensor, u: Tensor, penalty: float = 0.01, free: int = 2) -> Te
         Scores ≥ 0, float64 ``(N, K)``.
 
     Source: Angelopoulos, Bates, Malik and Jordan 2021, "Uncertainty sets for image classifiers
-    using conformal prediction", section 2.2.
+    using conformal prediction".
     """
     count, _ = aps.less_probable(probs.double())
     rank = (probs.shape[1] - count).double()

@@ -131,7 +131,7 @@ def calibrate(
         ConfigError: if a number is out of range.
         DataError: if the rows are empty, of different lengths or not numbers.
 
-    Source: Angelopoulos, Bates, Candès, Jordan and Lei 2022, "Learn then test", section 3 (fixed
+    Source: Angelopoulos, Bates, Candès, Jordan and Lei 2022, "Learn then test" (fixed
     sequence testing); Geifman and El-Yaniv 2017, "Selective classification for deep neural
     networks", for the task and the exact bound.
     """
