@@ -13,7 +13,8 @@ from bayestune import _hook
 from bayestune.version import __version__
 
 if TYPE_CHECKING:
-    from bayestune import geometry, head, metrics, optim, posterior
+    from bayestune import geometry, guarantees, head, metrics, optim, posterior
+    from bayestune.calibration import calibrate
     from bayestune.config import Recipe
     from bayestune.data import Task
     from bayestune.evaluation import evaluate
@@ -32,9 +33,11 @@ __all__ = [
     "Task",
     "__version__",
     "build",
+    "calibrate",
     "evaluate",
     "fit",
     "geometry",
+    "guarantees",
     "head",
     "load",
     "metrics",
@@ -43,7 +46,7 @@ __all__ = [
     "save",
 ]
 
-_SUBPACKAGES = frozenset({"geometry", "head", "metrics", "optim", "posterior"})
+_SUBPACKAGES = frozenset({"geometry", "guarantees", "head", "metrics", "optim", "posterior"})
 
 _HOME = {
     "BayesModel": "bayestune.model",
@@ -53,6 +56,7 @@ _HOME = {
     "RegressionPrediction": "bayestune.prediction",
     "Task": "bayestune.data",
     "build": "bayestune.model",
+    "calibrate": "bayestune.calibration",
     "evaluate": "bayestune.evaluation",
     "fit": "bayestune.training",
     "load": "bayestune.store",

@@ -28,6 +28,7 @@ from bayestune.backbone import (
 from bayestune.config import Recipe, nest_sections, to_mapping
 from bayestune.data import Encoded, LabelSet, Scaling, Task, encode, render
 from bayestune.errors import ConfigError, DataError
+from bayestune.guarantees import Guarantees, uniforms
 from bayestune.head import GenerativeHead
 from bayestune.methods import Method
 from bayestune.metrics import Density, density_score
@@ -56,6 +57,7 @@ class BayesModel:
             a density itself.
         scaling: mean and standard deviation of the training targets of a regression task.
         cache: frozen states of texts already seen; None computes every text anew.
+        guarantees: what `bayestune.calibrate` found; None where the model is not calibrated.
     """
 
     def __init__(
@@ -81,11 +83,18 @@ class BayesModel:
         self.scaling = Scaling()
         self.notes: dict[str, Any] = {}
         self.cache: PrefixCache | None = None
+        self.guarantees: Guarantees | None = None
 
     @property
     def labels(self) -> LabelSet:
         """The classes in order."""
         return self.task.labels
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What predictions depend on beside what was learnt."""
+        dtype = str(self.backbone.dtype).removeprefix("torch.")
+        return {"samples": self.recipe.predict.samples, "dtype": dtype}
 
     def set_head(self, head: nn.Module) -> None:
         """Take another head, here and where PEFT saves it."""
@@ -217,11 +226,14 @@ class BayesModel:
             progress: how to report.
 
         Returns:
-            Labels, probabilities, entropies in nats and out-of-distribution scores; for regression
-            means and standard deviations.
+            Labels, probabilities, entropies in nats and out-of-distribution scores, of a calibrated
+            model sets and abstentions; for regression means and standard deviations.
         """
         task = self.read(texts)
-        return self.predict_features(self.observe(task, batch_size, progress), self.mask(task))
+        found = self.predict_features(self.observe(task, batch_size, progress), self.mask(task))
+        if self.guarantees is None or isinstance(found, RegressionPrediction):
+            return found
+        return found.under(self.guarantees, uniforms(example.content for example in task))
 
     def observe(self, texts: Texts, batch_size: int = 32, progress: Progress = silent) -> Observed:
         """Return all that `predict_features` needs of texts: every backbone pass happens here.
@@ -253,7 +265,10 @@ class BayesModel:
     def predict_features(
         self, observed: Observed, mask: Tensor | None = None
     ) -> Prediction | RegressionPrediction:
-        """Predict from pooled features ``(N, D)``, or whatever `observe` returned."""
+        """Predict from pooled features ``(N, D)``, or whatever `observe` returned.
+
+        Without sets and abstentions: those take the texts too (`Prediction.under`).
+        """
         device = next(self.head.parameters()).device
         phi = observed if isinstance(observed, Tensor) else observed.phi
         predictive = self.method.predict(

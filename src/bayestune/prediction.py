@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
+from bayestune.guarantees import Guarantees, selective, sets
 from bayestune.posterior.predictive import Predictive
 from bayestune.posterior.regression import RegressionPredictive
 
@@ -25,6 +26,10 @@ class Prediction:
             negative log density under a generative head; the higher, the less familiar. The mutual
             information where no density was fitted.
         names: display names of the K classes.
+        members: which classes are in the prediction set of each text, bool ``(N, K)``; None where
+            the model was not calibrated for sets.
+        abstain: which texts are too uncertain to be answered, bool ``(N,)``; None where the model
+            was not calibrated for a risk.
     """
 
     probs: Tensor
@@ -33,6 +38,8 @@ class Prediction:
     epistemic: Tensor
     ood_score: Tensor
     names: tuple[str, ...]
+    members: Tensor | None = None
+    abstain: Tensor | None = None
 
     @classmethod
     def of(
@@ -63,6 +70,31 @@ class Prediction:
         """The probability of the most probable class ``(N,)``."""
         return self.probs.amax(dim=1)
 
+    @property
+    def sets(self) -> list[list[str]] | None:
+        """The names in the set of each text, most probable first; None as `members`."""
+        if self.members is None:
+            return None
+        order = self.probs.argsort(dim=1, descending=True, stable=True)
+        ordered = zip(order.tolist(), self.members.gather(1, order).tolist(), strict=True)
+        return [
+            [self.names[k] for k, inside in zip(*row, strict=True) if inside] for row in ordered
+        ]
+
+    def under(self, guarantees: Guarantees, u: Tensor) -> Prediction:
+        """Return the same with the sets and abstentions that a calibrated model guarantees.
+
+        Args:
+            guarantees: from `bayestune.calibrate`.
+            u: `guarantees.uniforms` of the texts ``(N,)``.
+        """
+        choose, rule = guarantees.sets, guarantees.abstain
+        return replace(
+            self,
+            members=None if choose is None else sets.apply(choose, self.probs, u),
+            abstain=None if rule is None else selective.apply(rule, SCORES[rule.by](self), u),
+        )
+
     def __len__(self) -> int:
         return self.probs.shape[0]
 
@@ -81,9 +113,10 @@ class Prediction:
             self.aleatoric.tolist(),
             self.epistemic.tolist(),
             self.ood_score.tolist(),
+            self._promises(),
             strict=True,
         )
-        for name, label, probs, confidence, entropy, aleatoric, epistemic, ood_score in columns:
+        for name, label, probs, confidence, entropy, aleatoric, epistemic, score, more in columns:
             yield {
                 "id": name,
                 "label": label,
@@ -92,8 +125,27 @@ class Prediction:
                 "entropy": entropy,
                 "aleatoric": aleatoric,
                 "epistemic": epistemic,
-                "ood_score": ood_score,
+                "ood_score": score,
+                **more,
             }
+
+    def _promises(self) -> list[dict[str, Any]]:
+        """Return what a calibrated model adds to each row."""
+        found: list[dict[str, Any]] = [{} for _ in range(len(self))]
+        abstain = None if self.abstain is None else self.abstain.tolist()
+        for key, values in (("set", self.sets), ("abstain", abstain)):
+            for row, value in zip(found, values or (), strict=False):
+                row[key] = value
+        return found
+
+
+#: Scores of unfamiliarity by name: the higher, the less familiar.
+SCORES: Mapping[str, Callable[[Prediction], Tensor]] = {
+    "max_prob": lambda p: -p.confidence,
+    "entropy": lambda p: p.entropy,
+    "mutual_information": lambda p: p.epistemic,
+    "density": lambda p: p.ood_score,
+}
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ VERBS = (
     [],
     ["train"],
     ["eval"],
+    ["calibrate"],
     ["predict"],
     ["bench"],
     ["methods"],

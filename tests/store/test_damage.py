@@ -19,7 +19,7 @@ from torch import Tensor
 from bayestune.errors import BayestuneError, ModelError, StoreError
 from bayestune.files import checksum
 from bayestune.store import load
-from bayestune.store.manifest import _digest
+from bayestune.store.manifest import digest_of
 
 PARTS = ["adapter_model.safetensors", "posterior.safetensors", "adapter_config.json"]
 
@@ -30,7 +30,7 @@ def describe(folder: Path, change: Callable[[dict[str, Any]], Any] = lambda data
     data = json.loads(file.read_text())
     data["checksums"] = {name: checksum(folder / name) for name in data["checksums"]}
     change(data)
-    file.write_text(json.dumps({**data, "digest": _digest(data)}))
+    file.write_text(json.dumps({**data, "digest": digest_of(data)}))
 
 
 def retensor(folder: Path, name: str, change: Callable[[dict[str, Tensor]], Any]) -> None:

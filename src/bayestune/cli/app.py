@@ -8,7 +8,18 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from bayestune.cli import bench, config, demo, doctor, eval, methods, predict, report, train
+from bayestune.cli import (
+    bench,
+    calibrate,
+    config,
+    demo,
+    doctor,
+    eval,
+    methods,
+    predict,
+    report,
+    train,
+)
 from bayestune.cli.console import logging_to_stderr
 from bayestune.cli.options import Debug
 from bayestune.cli.reporting import reporting
@@ -53,6 +64,7 @@ def root(
 
 app.command("train", short_help="Fine-tune a model.")(train.train)
 app.command("eval", short_help="Measure accuracy, calibration and OOD detection.")(eval.evaluate)
+app.command("calibrate", short_help="Guarantee sets and abstention.")(calibrate.calibrate)
 app.command("predict", short_help="Predict labels with their uncertainty.")(predict.predict)
 app.command("bench", short_help="Compare methods on tasks.")(bench.bench)
 app.command("report", short_help="Write what a benchmark found.")(report.report)

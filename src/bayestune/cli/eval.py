@@ -74,6 +74,10 @@ def evaluate(
         if max_ece is not None and model.task.kind == "regression":
             raise ConfigError("--max-ece is about classes; predicted numbers have no ECE.")
         rows = Task.load(data, like=model.task, **_first(limit))
+        if model.guarantees is not None and model.guarantees.data == rows.hash:
+            log.warning(
+                "%s calibrated this run: on it promises look better kept than they are", data
+            )
         outside = {name: _unlabelled(file, model.task, limit) for name, file in others.items()}
         found = evaluation.evaluate(model, rows, ood=outside, batch_size=batch_size, progress=shown)
     text = to_json(found.to_json())

@@ -55,6 +55,11 @@ class Example:
     label: int = -1
     value: float | None = None
 
+    @property
+    def content(self) -> str:
+        """What is read of it, as JSON: neither its id nor its label."""
+        return json.dumps([self.text, self.text2, self.question, self.choices, self.passage])
+
 
 class Parsed(NamedTuple):
     """An example whose class is not yet looked up, with what the row says about it."""

@@ -8,18 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from bayestune import metrics
-from bayestune.prediction import Prediction, RegressionPrediction
+from bayestune.prediction import SCORES, Prediction, RegressionPrediction
 
 Predicted = Prediction | RegressionPrediction
 
-#: Scores of unfamiliarity by name: the higher, the less familiar.
-SCORES: Mapping[str, Callable[[Any], Tensor]] = {
-    "max_prob": lambda p: -p.confidence,
-    "entropy": lambda p: p.entropy,
-    "mutual_information": lambda p: p.epistemic,
-    "density": lambda p: p.ood_score,
-}
-#: The same for numbers.
+#: `SCORES` for numbers.
 REGRESSION_SCORES: Mapping[str, Callable[[Any], Tensor]] = {
     "std": lambda p: p.std,
     "epistemic": lambda p: p.epistemic,

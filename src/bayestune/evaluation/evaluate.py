@@ -12,6 +12,7 @@ from bayestune import metrics
 from bayestune.data import Task
 from bayestune.errors import DataError
 from bayestune.evaluation.detection import detection, detection_intervals, to_json
+from bayestune.evaluation.guarantees import kept
 from bayestune.evaluation.regression import RegressionEvaluation, score_regression
 from bayestune.model import BayesModel, Texts
 from bayestune.prediction import Prediction, RegressionPrediction
@@ -35,7 +36,9 @@ class Evaluation:
         mce: largest calibration gap of a bin.
         brier: mean squared error of the probability vector, summed over classes.
         aurc: area under the risk–coverage curve by max-prob.
-        intervals: 95 % bootstrap intervals of accuracy, nll, ece, brier and aurc.
+        kept: of a calibrated model ``set_coverage`` and ``set_size``, ``accepted`` and
+            ``selective_risk``: see `evaluation.guarantees.kept`.
+        intervals: 95 % bootstrap intervals of accuracy, nll, ece, brier, aurc and ``kept``.
         ood: metrics by name of the out-of-distribution set.
         ood_intervals: 95 % bootstrap intervals of its AUROCs and of fpr95, both sets redrawn.
         prediction: the predictions behind the numbers.
@@ -51,6 +54,7 @@ class Evaluation:
     mce: float
     brier: float
     aurc: float
+    kept: dict[str, float]
     intervals: dict[str, tuple[float, float]]
     ood: dict[str, dict[str, float]]
     ood_intervals: dict[str, dict[str, tuple[float, float]]]
@@ -62,7 +66,7 @@ class Evaluation:
     def scalars(self) -> dict[str, float]:
         """The metrics by name, without the number of rows."""
         names = ("accuracy", "nll", "ece", "adaptive_ece", "mce", "brier", "aurc")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | self.kept
 
     def to_json(self) -> dict[str, Any]:
         """Return the numbers, without the predictions."""
@@ -132,6 +136,7 @@ def score(
         "brier": metrics.mean_interval(brier),
         "aurc": metrics.bootstrap_interval(metrics.aurc, confidence, correct),
     }
+    promises, ends = kept(prediction, targets)
     return Evaluation(
         n=len(prediction),
         accuracy=metrics.accuracy(probs, targets),
@@ -141,7 +146,8 @@ def score(
         mce=metrics.mce(probs, targets),
         brier=float(brier.mean()),
         aurc=metrics.aurc(confidence, correct),
-        intervals={name: (interval.low, interval.high) for name, interval in intervals.items()},
+        kept=promises,
+        intervals={name: (found.low, found.high) for name, found in (intervals | ends).items()},
         ood={name: detection(prediction, other) for name, other in others.items()},
         ood_intervals={
             name: detection_intervals(prediction, other) for name, other in others.items()

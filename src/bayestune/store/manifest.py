@@ -60,7 +60,7 @@ def manifest_of(model: BayesModel, checksums: dict[str, str]) -> dict[str, Any]:
         },
         "checksums": checksums,
     }
-    return {**manifest, "digest": _digest(manifest)}
+    return {**manifest, "digest": digest_of(manifest)}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder / MANIFEST} has format {found!r}; this version reads {FORMAT}. Install the "
             f"bayestune that wrote it ({_written_by(manifest)}) or train again."
         )
-    if manifest.get("digest") != _digest(manifest):
+    if manifest.get("digest") != digest_of(manifest):
         raise StoreError(
             f"{folder / MANIFEST} is damaged or was changed. Copy it again from where it was "
             "trained; another place of the backbone is given with base=."
@@ -110,7 +110,8 @@ def model_folder(path: str | Path) -> Path:
     raise StoreError(f"{path} is not a run: it has no {MANIFEST} and no model/{MANIFEST}.{hint}")
 
 
-def _digest(manifest: dict[str, Any]) -> str:
+def digest_of(manifest: dict[str, Any]) -> str:
+    """Return the SHA-256 of a description without its own digest."""
     rest = {key: value for key, value in manifest.items() if key != "digest"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 

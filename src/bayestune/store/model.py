@@ -3,6 +3,7 @@
 adapter_config.json, adapter_model.safetensors    what stock PEFT loads: the mean classifier
 posterior.safetensors                              everything else that defines the posterior
 bayestune.json                                     format, method, task, prompt, checksums
+guarantees.json                                    sets and abstention, where it is calibrated
 README.md                                          how it is loaded, here and by stock PEFT
 tokenizer files                                    so that the folder stands alone
 """
@@ -29,6 +30,7 @@ from bayestune.head import GaussianHead, GenerativeHead, LinearHead, OrdinalHead
 from bayestune.metrics import Density
 from bayestune.model import BayesModel, assemble
 from bayestune.store.card import card
+from bayestune.store.guarantees import read_guarantees, write_guarantees
 from bayestune.store.manifest import MANIFEST, manifest_of, model_folder, read_manifest
 
 ADAPTER = "adapter_model.safetensors"
@@ -68,7 +70,9 @@ def save(model: BayesModel, path: str | Path) -> Path:
         for file in folder.iterdir():
             file.chmod(0o644)
         checksums = {name: checksum(folder / name) for name in _CHECKED}
-        write_json(folder / MANIFEST, manifest_of(model, checksums))
+        manifest = manifest_of(model, checksums)
+        write_json(folder / MANIFEST, manifest)
+        write_guarantees(model, folder, manifest["digest"])
     return path
 
 
@@ -123,6 +127,7 @@ def load(
     if samples is not None:
         model.recipe = replace(recipe, predict=replace(recipe.predict, samples=samples))
         require_predictive(model.recipe, model.head, model.backbone.weights, len(model.labels))
+    model.guarantees = read_guarantees(model, folder, manifest["digest"])
     return model
 
 

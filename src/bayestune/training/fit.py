@@ -80,6 +80,7 @@ def fit(
         _require_fresh_rows(model, val, resume)
     train, val = split(model, train, val)
     model.adopt(train)
+    model.guarantees = None  # they were of the model as it was
     begun = None if start is None else start_from(model, start)
     session = Session(model, train, val, Journal(folder), progress)
     return session.run(resume=resume, overwrite=overwrite, started=started, begun=begun)
