@@ -55,7 +55,9 @@ def test_a_seed_draws_the_same_rows_and_another_others(folder):
         "val": 9,
         "test": 6,
         "ood": {},
+        "shifted": {},
         "dropped": {"train": 0, "val": 0},
+        "sources": {"train": "train.jsonl", "test": "test.jsonl"},
         "test_hash": first.test.hash[:16],
     }
     assert not set(texts(first.train)) & set(texts(first.val))

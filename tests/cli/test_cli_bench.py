@@ -97,7 +97,7 @@ def test_the_sweep_and_seeds_are_counted(cli, command):
         (("method=mle",), "method cannot be set here: the rows set it"),
         (("rankk=3",), "unknown key rankk"),
         (("rank",), "not of the form key=value"),
-        (("--data", "nowhere"), "nowhere/train.jsonl: no such file"),
+        (("--data", "nowhere"), "There is no folder nowhere"),
         (("--device", "gpu"), "gpu"),
     ],
 )

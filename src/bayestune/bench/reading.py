@@ -48,8 +48,8 @@ def load_suite(source: str, changes: Mapping[str, Any] | None = None) -> Suite:
 def _shipped(name: Any) -> str:
     if name not in names():
         raise ConfigError(
-            f"There is no suite {name!r}; give a YAML file or one that ships: "
-            f"{', '.join(names())}.{nearest(str(name), names())}"
+            f"There is no suite {name!r}; give a YAML file or one that ships."
+            f"{nearest(str(name), names())}"
         )
     return name
 

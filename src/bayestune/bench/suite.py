@@ -165,8 +165,8 @@ def completed(part: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sources(name: Any, rows: Any) -> None:
-    given = [name, rows] if isinstance(rows, str) else [name, *(rows or [None])]
-    if not all(isinstance(each, str) for each in given):
+    given = rows if isinstance(rows, list | tuple) and rows else [rows]
+    if not all(isinstance(each, str) for each in [name, *given]):
         raise ConfigError(f"{name} is {rows!r}; expected the name of a source, or a list of them.")
 
 

@@ -35,8 +35,6 @@ def bench(
         Path | None,
         typer.Option(
             metavar="DIR",
-            exists=True,
-            file_okay=False,
             help="Where the files of its tasks lie; what is not there comes from the Hub.",
         ),
     ] = None,
@@ -74,6 +72,8 @@ def bench(
 
     Every training is written as it finishes; a command that was stopped goes on where it was.
     """
+    if data is not None and not data.is_dir():
+        raise ConfigError(f"There is no folder {data}; --data is where the files of tasks lie.")
     changes = layers(None, {"model": model}, overrides or ())
     with quiet(ctx):
         from bayestune.bench import Plan, load_suite
