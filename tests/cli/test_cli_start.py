@@ -12,6 +12,7 @@ from bayestune import load, methods
 from bayestune.errors import BayestuneError, ConfigError, StoreError
 from bayestune.progress import silent
 from bayestune.store import recipe_of
+from bayestune.store.manifest import read_manifest
 from bayestune.training import fit
 from bayestune.training.checkpoint import trainable
 
@@ -71,6 +72,17 @@ def test_a_start_is_the_training_itself(method, after, make, clear, unseen, star
     assert {k: run.chosen[k] for k in expected} == expected
     again = load(tmp_path / "run").predict(texts)
     assert (again.probs == found.probs).all()
+
+
+def test_a_start_of_a_version_with_fewer_keys(make, clear, unseen, starts, monkeypatch):
+    def fewer(folder):
+        manifest = read_manifest(folder)
+        del manifest["recipe"]["prompt"]["style"]
+        return manifest
+
+    monkeypatch.setattr("bayestune.store.start.read_manifest", fewer)
+    run = fit(make("temperature"), clear, val=unseen, start=starts / "mle", progress=silent)
+    assert run.chosen["started_from"]["method"] == "mle"
 
 
 def test_a_start_from_map_keeps_its_mean(make, clear, starts):

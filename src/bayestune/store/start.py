@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bayestune.config import to_mapping
+from bayestune.config import from_mapping, to_mapping
 from bayestune.errors import ConfigError, StoreError
 from bayestune.files import verify
 from bayestune.model import BayesModel
@@ -48,7 +48,9 @@ def start_from(model: BayesModel, path: str | Path) -> dict[str, Any]:
     folder = model_folder(path)
     manifest = read_manifest(folder)
     verify(folder, _part(manifest, folder, "checksums"))
-    method, recipe = model.method, _part(manifest, folder, "recipe")
+    # Keys that an earlier version did not write had today's defaults.
+    recipe = to_mapping(from_mapping(_part(manifest, folder, "recipe"), where=str(folder)))
+    method = model.method
     if recipe["method"] not in method.after:
         raise ConfigError(
             f"{path} is a model of {recipe['method']!r}; {method.name!r} "
