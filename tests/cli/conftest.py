@@ -59,9 +59,9 @@ def runs(
     from bayestune.cli.app import app
 
     found = {}
-    for method in ("polar_vbll", "mle"):
+    for method, own in (("polar_vbll", ()), ("mle", ("kl=0",))):
         out = tmp_path_factory.mktemp("runs") / method
-        extra = ["--method", method, "--out", str(out)]
+        extra = ["--method", method, "--out", str(out), *own]
         result = CliRunner().invoke(app, [*train_arguments, *extra])
         assert result.exit_code == 0, result.stderr
         found[method] = (out, result)
