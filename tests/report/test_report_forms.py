@@ -80,11 +80,23 @@ def test_latex_has_the_numbers_of_the_table(report) -> None:
     for method in report.tasks[2].methods:
         for value in method.entry.values.values():
             assert f"{value.mean:.3f}" in text
-    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 2 * len(report.tasks)
+    # One of the methods and one of rows from elsewhere each, and one of labelled ones.
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 2 * len(report.tasks) + 1
     for table in text.split(r"\begin{tabular}")[1:]:
         columns = re.match(r"\{(l r*)\}", table.replace("{lr", "{l r"))[1].replace(" ", "")
         rows = table.split(r"\end{tabular}")[0].split("\\\\")[:-1]
         assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {len(columns) - 1}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_labelled_rows_from_elsewhere_have_a_table_of_their_own(report, form) -> None:
+    text = FORMS[form](report).replace("\\", "")
+    (task,) = (task for task in report.tasks if task.methods[0].entry.shifted)
+    assert task.name == "questions" and next(iter(task.methods[0].entry.shifted)) == "exams, acc"
+    assert re.search("abelled rows from elsewhere", text) and "exams, AUROC MI" in text
+    for method in task.methods:
+        for value in method.entry.shifted.values():
+            assert f"{value.mean:.3f}" in text
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -32,6 +32,7 @@ def to_latex(report: Report) -> str:
         parts += [f"% {' '.join(f'{task.name}: {line}'.split())}\n" for line in task.missing]
         if task.table:
             parts += [_quality(report, task, task.table), *_outside(task, task.table)]
+            parts += _shifted(task, task.table)
     return "\n".join(parts)
 
 
@@ -75,6 +76,22 @@ def _outside(task: TaskReport, table: Table) -> list[str]:
     caption = escape(
         f"{task.name}: AUROC of telling {counts['test']} test rows from rows from elsewhere, "
         f"{outside}; mean ± standard error over seeds."
+    )
+    return [_tabular(task, caption, ["", *titles], rows)]
+
+
+def _shifted(task: TaskReport, table: Table) -> list[str]:
+    titles = list(task.methods[0].entry.shifted)
+    if not titles:
+        return []
+    of = ", ".join(f"{name} ({n})" for name, n in table.counts["shifted"].items())
+    rows = [
+        [_name(method), *(_estimate(each) for each in method.entry.shifted.values())]
+        for method in task.methods
+    ]
+    caption = escape(
+        f"{task.name}: models of its training rows on labelled rows from elsewhere, {of}; mean ± "
+        "standard error over seeds. MI: AUROC of telling them from the test rows."
     )
     return [_tabular(task, caption, ["", *titles], rows)]
 
