@@ -12,6 +12,7 @@ import torch
 from number_tasks import number_task
 from torch import Tensor
 
+from bayestune.cli.estimate import estimate
 from bayestune.errors import ConfigError
 from bayestune.model import BayesModel, build
 from bayestune.progress import Advance, silent
@@ -166,6 +167,18 @@ def test_encoders_and_choices_are_drawn_for_too(bert_base, pairs, make, choice) 
 def test_what_it_does_not_do_is_refused_when_it_is_built(make, options, said) -> None:
     with pytest.raises(ConfigError, match=said):
         make("swag", **options)
+
+
+def test_too_few_steps_are_refused_before_training(make, clear, tmp_path) -> None:
+    for changes in ({"epochs": 1, "batch_size": 400}, {"max_steps": 1}):
+        model = make("swag", **changes)
+        for refuse in (
+            lambda model=model: fit(model, clear, out=tmp_path / "run", progress=silent),
+            lambda model=model: estimate(model, clear, None),
+        ):
+            with pytest.raises(ConfigError, match="SWAG needs two snapshots or more"):
+                refuse()
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_fit_may_change_is_checked_again(make, clear) -> None:

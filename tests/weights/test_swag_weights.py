@@ -127,9 +127,10 @@ def test_snapshots_are_evenly_spaced_over_the_end() -> None:
     assert taken(6, start=0.5, snapshots=50) == [4, 5, 6]
 
 
-def test_too_short_a_training_is_refused_at_its_first_step() -> None:
+def test_too_short_a_training_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"weights.start=0.9 leaves 1 of 10 steps; .* two snap"):
-        swag(start=0.9).after_step(1, 10)
+        swag(start=0.9).require_steps(10)
+    swag(start=0.8).require_steps(10)
 
 
 def test_another_training_starts_anew() -> None:

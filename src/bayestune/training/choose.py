@@ -43,6 +43,11 @@ def epochs_of(config: TrainConfig, rows: int) -> int:
     return math.ceil(config.max_steps / steps) if config.max_steps else config.epochs
 
 
+def steps_of(config: TrainConfig, rows: int) -> int:
+    """Return how many batches a training on some rows has."""
+    return config.max_steps or config.epochs * math.ceil(rows / config.batch_size)
+
+
 def race_epochs(epochs: int) -> int:
     """Return after how many of its epochs a candidate is compared with the others."""
     return max(1, epochs // 2)

@@ -22,6 +22,7 @@ from bayestune.head import GenerativeHead
 from bayestune.model import BayesModel
 from bayestune.progress import Progress, shown
 from bayestune.store import start_from
+from bayestune.training.choose import steps_of
 from bayestune.training.loop import natural_deviations
 from bayestune.training.penalty import require_point
 from bayestune.training.run import Journal, Run
@@ -112,6 +113,8 @@ def split(model: BayesModel, train: Task, val: Task | None) -> tuple[Task, Task 
         train, val = train.split(recipe.train.hold_out, recipe.seed)
     require_possible(recipe, model.head, len(train), model.backbone.weights)
     require_predictive(recipe, model.head, model.backbone.weights, len(model.labels))
+    if model.backbone.weights is not None:
+        model.backbone.weights.require_steps(steps_of(recipe.train, len(train)))
     return train, val
 
 

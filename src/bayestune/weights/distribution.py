@@ -124,6 +124,9 @@ class WeightDistribution(nn.Module):
     def own_step(self, weight: float, rate: float) -> None:
         """Step along ``weight · KL`` at a share of the peak rate, where the optimiser does not."""
 
+    def require_steps(self, total: int) -> None:
+        """Raise ConfigError, before training, where that many steps are too few."""
+
     def after_step(self, step: int, total: int) -> None:
         """Take note of the weights after step ``step`` (from 1) of ``total``."""
 

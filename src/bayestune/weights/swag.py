@@ -142,19 +142,19 @@ class SwagWeights(WeightDistribution):
         path = self.path(site)
         return (self.scale / 2 * (path.variance + path.factor.square().sum(0))).sqrt()
 
-    def after_step(self, step: int, total: int) -> None:
-        """Take a snapshot where one is due.
+    def require_steps(self, total: int) -> None:
+        """Raise ConfigError where there would be fewer than two snapshots."""
+        left = total - int(self.start * total)
+        if min(self.snapshots, left) < 2:
+            raise ConfigError(
+                f"weights.start={self.start:g} leaves {left} of {total} steps; SWAG needs two "
+                "snapshots or more: lower it, or train for more epochs."
+            )
 
-        Raises:
-            ConfigError: before the first step, if there are too few for two snapshots.
-        """
+    def after_step(self, step: int, total: int) -> None:
+        """Take a snapshot where one is due."""
         first = int(self.start * total)
         if step == 1:
-            if min(self.snapshots, total - first) < 2:
-                raise ConfigError(
-                    f"weights.start={self.start:g} leaves {total - first} of {total} steps; SWAG "
-                    "needs two snapshots or more: lower it, or train for more epochs."
-                )
             for site in self.sites:
                 self.path(site).clear()
         if _due(step - first, total - first, self.snapshots):
