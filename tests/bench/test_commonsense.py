@@ -279,5 +279,7 @@ def test_a_base_is_a_shipped_suite() -> None:
     )
     assert found.seeds == 1 and found.tasks["boolq"].val_rows == 9
     assert found.tasks["boolq"].train == SUITE.tasks["boolq"].train
+    assert list(found.rows) == list(SUITE.rows)
+    assert list(read_suite({"base": "commonsense", "rows": {"blob": {}}}, "s").rows) == ["blob"]
     with pytest.raises(ConfigError, match=r"There is no suite 'comonsense'.*mean 'commonsense'"):
         read_suite({"base": "comonsense"}, "s")

@@ -30,7 +30,8 @@ def names() -> list[str]:
 def load_suite(source: str, changes: Mapping[str, Any] | None = None) -> Suite:
     """Read a suite from a YAML file, or one that ships by its name.
 
-    A file's ``base`` names a shipped suite that lies below it, key by key.
+    A file's ``base`` names a shipped suite that lies below it, key by key; rows that it gives take
+    the place of that one's.
 
     Args:
         source: the file or the name.
@@ -62,7 +63,9 @@ def read_suite(
 ) -> Suite:
     """Check the content of a suite's file; see `load_suite`."""
     if "base" in data:
-        data = merge(read_yaml(_folder() / f"{_shipped(data['base'])}.yaml"), data)
+        below = read_yaml(_folder() / f"{_shipped(data['base'])}.yaml")
+        own = {"rows": data["rows"]} if "rows" in data else {}
+        data = merge(below, data) | own
     _known(data, ("base", "recipe", "rates", "tasks", "rows", "seeds"), where)
     parts = {key: data.get(key) or {} for key in ("recipe", "rates", "tasks", "rows")}
     for key, part in parts.items():
