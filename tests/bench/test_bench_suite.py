@@ -125,7 +125,9 @@ def test_every_row_is_checked_on_every_task(content):
 def test_a_missing_suite_names_the_nearest():
     with pytest.raises(ConfigError, match=r"no suite 'smok'; .*Did you mean 'smoke'\?"):
         load_suite("smok")
-    with pytest.raises(ConfigError, match=r"Valid: .*'cpu-small', 'smoke', 'switches'\."):
+    with pytest.raises(
+        ConfigError, match=r"Valid: .*'cpu-small', 'smoke', 'switches', 'trajectory'\."
+    ):
         load_suite("nothing/like.this")
 
 
