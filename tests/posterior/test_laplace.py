@@ -9,6 +9,7 @@ import torch
 
 from bayestune.errors import ConfigError, NumericsError
 from bayestune.posterior import curvature, dense, diagonal, eigen, joint, laplace, subspace
+from bayestune.posterior.evidence import log_evidence
 
 N, K, D = 30, 3, 4
 FORMS = ("Diagonal", "Eigen", "Block", "Kronecker", "Full")
@@ -231,3 +232,31 @@ def test_bad_precisions_and_features_are_errors(name):
         phi[3] = math.inf
         with pytest.raises(NumericsError, match="not finite"):
             measured(name, phi, probs)
+
+
+# another library --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [("Full", "FullLaplace"), ("Kronecker", "KronLaplace"), ("Diagonal", "DiagLaplace")],
+)
+def test_laplace_torch_says_the_same(name, other):
+    library = pytest.importorskip("laplace", reason="laplace-torch is not installed")
+    phi, W, probs, _, labels = problem()
+    tau = 0.7
+    linear = torch.nn.Linear(D, K, bias=False, dtype=torch.float64)
+    linear.load_state_dict({"weight": W})
+    peer = getattr(library, other)(linear, "classification", prior_precision=tau)
+    rows = torch.utils.data.TensorDataset(phi, labels)
+    peer.fit(torch.utils.data.DataLoader(rows, batch_size=N))
+    mean, covariance = peer._glm_predictive_distribution(phi)
+    form = measured(name, phi, probs)
+    torch.testing.assert_close(phi @ W.T, mean)
+    variance = form.variance(phi, tau)
+    expected = covariance.diagonal(dim1=1, dim2=2) if name == "Diagonal" else covariance
+    torch.testing.assert_close(variance, expected, rtol=1e-5, atol=1e-6)  # Full: single precision
+    likelihood = -torch.nn.functional.cross_entropy(phi @ W.T, labels, reduction="sum")
+    found = log_evidence(likelihood, W, torch.zeros_like(W), form.values, tau)
+    evidence = peer.log_marginal_likelihood().detach()
+    torch.testing.assert_close(found, evidence, rtol=1e-5, atol=1e-6)
