@@ -4,7 +4,8 @@
 
 A real prior, in the loss and weighed against the data, where the published MAP is a decoupled
 weight decay of 1e-5 that changes nothing in float32. σ₀² is the prior of the Bayesian heads: it
-gives a logit the variance 2 · head.prior_scale · max(1, ln K).
+gives a logit the variance 2 · head.prior_scale · max(1, ln K). κ is chosen by held-out likelihood
+unless it is given: at 1, the posterior's mode, few rows are fitted too little.
 
 Source: the objective of Wang et al. 2024 (arXiv 2406.11675) with q a point.
 """
@@ -55,7 +56,7 @@ METHOD = parts.compose(
     "LoRA under Gaussian priors on adapter and head; a point estimate",
     "arXiv 2406.11675",
     parts.POINT,
-    {"train": {"kl": 1.0}},
+    {"train": {"kl": "auto"}},
     build=build,
     check=check,
     options=Options,
