@@ -48,7 +48,9 @@ def made_cell(
         rates=list(suite.tried(key.task, key.row)),
     )
     probs = torch.tensor([[math.exp(-loss), -math.expm1(-loss)] for loss in losses])
-    write(cell, {"probs": probs, "targets": torch.zeros(len(losses), dtype=torch.long)}, out)
+    arrays = {"probs": probs, "targets": torch.zeros(len(losses), dtype=torch.long)}
+    # Held-out rows are like the test rows.
+    write(cell, arrays | {f"val.{name}": array for name, array in arrays.items()}, out)
     if not error and any(row.start == key.row for row in suite.rows.values()):
         (key.folder(out) / MODEL).mkdir()
     return cell

@@ -11,7 +11,7 @@ from bench_checks import made_cell
 
 from bayestune import metrics
 from bayestune.bench import Key
-from bayestune.bench.table import Estimate, compare, lines, markdown
+from bayestune.bench.table import Estimate, compare, lines, markdown, tempered
 
 LOW, HIGH = 1e-3, 2e-2
 ROWS = 60
@@ -61,6 +61,38 @@ def rows_of(text: str) -> dict[str, dict[str, str]]:
     heads, _, *body = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table]
     assert all(len(row) == len(heads) for row in body)
     return {row[0]: dict(zip(heads, row, strict=True)) for row in body}
+
+
+def test_a_temperature_by_the_held_out_rows():
+    g = torch.Generator().manual_seed(0)
+    logits = {name: torch.randn(400, 3, generator=g) for name in ("val", "test")}
+    labels = {
+        name: torch.multinomial(z.softmax(1), 1, generator=g).squeeze(1)
+        for name, z in logits.items()
+    }
+    sharp = {name: (2.5 * z).softmax(1) for name, z in logits.items()}
+    # A class that does not exist stays so.
+    sharp = {name: torch.nn.functional.pad(p, (0, 1)) for name, p in sharp.items()}
+    found = tempered(
+        {
+            **{"probs": sharp["test"], "targets": labels["test"]},
+            **{"val.probs": sharp["val"], "val.targets": labels["val"]},
+        }
+    )
+    rows = torch.arange(400)
+
+    def nll(name: str, t: float) -> float:
+        powers = sharp[name].double() ** (1 / t)
+        p = powers / powers.sum(1, keepdim=True)
+        return -float(p[rows, labels[name]].log().mean())
+
+    grid = torch.linspace(1.5, 4, 251).tolist()
+    best = min(grid, key=lambda t: nll("val", t) + math.log(t) ** 2 / (2 * 0.25 * 400))
+    assert found["T"] == pytest.approx(best, rel=0.02)
+    assert 2.2 < best < 2.8, "what the rows were sharpened by"
+    assert found["nll"] == pytest.approx(nll("test", best), rel=1e-3)
+    assert found["nll"] < nll("test", 1.0) - 0.1
+    assert found["ece"] < metrics.ece(sharp["test"], labels["test"]) / 2
 
 
 def test_mean_and_standard_error(filled):

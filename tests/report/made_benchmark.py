@@ -145,7 +145,10 @@ def _made(
         environment=ENVIRONMENT,
         **suite.asked(key.task, key.row, key.seed, key.lr),
     )
-    return cell, arrays_of(inside, targets, outside)
+    labels = torch.randint(classes, (50,), generator=rng)
+    held_out = _predict(labels, classes, made, 1 - 0.25 * off, rng)
+    arrays = arrays_of(inside, targets, outside)
+    return cell, arrays | {"val.probs": held_out.probs, "val.targets": labels}
 
 
 def _predict(

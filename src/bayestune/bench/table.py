@@ -13,10 +13,13 @@ import torch
 from bayestune import metrics
 from bayestune.bench.cell import Cell, Key, is_written, read, read_arrays
 from bayestune.bench.plan import Plan
+from bayestune.finalize import search_temperature
 from bayestune.metrics import PairedDifference
 
 #: Columns of metrics by title.
 METRICS = {"acc": "accuracy", "NLL": "nll", "ECE": "ece", "Brier": "brier", "AURC": "aurc"}
+#: Columns of what one temperature on the delivered probabilities makes of them.
+TEMPERED = {"NLL, T": "nll", "ECE, T": "ece"}
 #: Columns of labelled rows from elsewhere.
 SHIFTED = {
     "acc": "accuracy",
@@ -40,11 +43,13 @@ class Line:
         row: its name.
         cells: one per seed, at the chosen rate.
         losses: NLL in nats of every test row, averaged over the seeds ``(N,)``.
+        tempered: what `tempered` gives for each seed.
     """
 
     row: str
     cells: tuple[Cell, ...]
     losses: torch.Tensor
+    tempered: tuple[Mapping[str, float], ...]
 
     def values(self, read_one: Callable[[Cell], float]) -> list[float]:
         """Return one number per seed."""
@@ -130,9 +135,30 @@ def lines(plan: Plan, task: str) -> list[Line]:
         cells = [read(key, plan.out) for key in keys if is_written(key, plan.out)]
         cells = [cell for cell in cells if not cell.error]
         if cells:
-            losses = [_losses(cell, plan) for cell in cells]
-            found.append(Line(row, tuple(cells), torch.stack(losses).mean(0)))
+            arrays = [read_arrays(cell.key, plan.out) for cell in cells]
+            losses = torch.stack([_losses(each) for each in arrays]).mean(0)
+            found.append(Line(row, tuple(cells), losses, tuple(map(tempered, arrays))))
     return found
+
+
+def tempered(arrays: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """Return NLL and ECE of the test rows under one temperature, and that temperature.
+
+        p_T ∝ p^(1/T)
+
+    on the delivered probabilities, whatever made them, T by the likelihood of the held-out rows
+    (`finalize.fit_temperature`): what is left of a method's lead once everything is tempered.
+
+    Args:
+        arrays: of a cell.
+    """
+
+    def at(name: str, temperature: float) -> torch.Tensor:
+        return (arrays[name].double().log() / temperature).softmax(-1)
+
+    best, _ = search_temperature(lambda t: at("val.probs", t), arrays["val.targets"])
+    probs, targets = at("probs", best), arrays["targets"]
+    return {"nll": metrics.nll(probs, targets), "ece": metrics.ece(probs, targets), "T": best}
 
 
 def compare(a: Line, b: Line, plan: Plan) -> PairedDifference | None:
@@ -146,7 +172,9 @@ def compare(a: Line, b: Line, plan: Plan) -> PairedDifference | None:
     if len(seeds) == len(a.cells) == len(b.cells):
         return metrics.paired_difference(a.losses, b.losses)
     both = [
-        torch.stack([_losses(c, plan) for c in line.cells if c.key.seed in seeds]).mean(0)
+        torch.stack(
+            [_losses(read_arrays(c.key, plan.out)) for c in line.cells if c.key.seed in seeds]
+        ).mean(0)
         for line in (a, b)
     ]
     return metrics.paired_difference(*both)
@@ -167,14 +195,13 @@ def table(plan: Plan, task: str, reference: str | None = None) -> Table | None:
     base = next((line for line in found if line.row == reference), None)
     lowest = min(found, key=lambda line: float(line.losses.mean()))
     counts = found[0].cells[0].rows
-    columns = _columns(list(counts["ood"]))
     entries = []
     for line in found:
         behind = None if line is lowest else compare(line, lowest, plan)
         entries.append(
             Entry(
                 line,
-                {title: Estimate.of(line.values(get)) for title, get in columns.items()},
+                _values(line, list(counts["ood"])),
                 line is lowest or (behind is not None and not behind.excludes_zero),
                 {kind: _ratio(line, base, kind) for kind in ("train_seconds", "predict_seconds")},
                 None if base is None or line is base else compare(line, base, plan),
@@ -188,7 +215,7 @@ def table(plan: Plan, task: str, reference: str | None = None) -> Table | None:
             )
         )
     fixed = tuple(line.row for line in found if len(plan.suite.tried(task, line.row)) == 1)
-    return Table(task, reference, counts, tuple(columns), tuple(entries), fixed)
+    return Table(task, reference, counts, tuple(entries[0].values), tuple(entries), fixed)
 
 
 def markdown(plan: Plan, reference: str | None = None) -> str:
@@ -251,15 +278,15 @@ def plain(text: str) -> str:
     return re.sub(r"([\\`*\[\]|~])", r"\\\1", text)
 
 
-def _columns(sets: Sequence[str]) -> dict[str, Callable[[Cell], float]]:
-    found: dict[str, Callable[[Cell], float]] = {
-        title: lambda cell, key=key: cell.metrics[key] for title, key in METRICS.items()
-    }
+def _values(line: Line, sets: Sequence[str]) -> dict[str, Estimate]:
+    """Return the estimates of a row by the title of their column."""
+    found = {title: line.values(lambda c, k=key: c.metrics[k]) for title, key in METRICS.items()}
+    found |= {title: [t[key] for t in line.tempered] for title, key in TEMPERED.items()}
     for other in sets:
         for title, key in OUTSIDE.items():
             whole = f"{title}, {other}" if len(sets) > 1 else title
-            found[whole] = lambda cell, other=other, key=key: cell.ood[other][key]
-    return found
+            found[whole] = line.values(lambda c, o=other, k=key: c.ood[o][k])
+    return {title: Estimate.of(values) for title, values in found.items()}
 
 
 def _ratio(line: Line, base: Line | None, kind: str) -> float | None:
@@ -268,6 +295,5 @@ def _ratio(line: Line, base: Line | None, kind: str) -> float | None:
     return statistics.fmean(ratios) if ratios else None
 
 
-def _losses(cell: Cell, plan: Plan) -> torch.Tensor:
-    arrays = read_arrays(cell.key, plan.out)
+def _losses(arrays: Mapping[str, torch.Tensor]) -> torch.Tensor:
     return metrics.nll(arrays["probs"], arrays["targets"], reduction="none")

@@ -10,7 +10,7 @@ from bayestune.bench.table import Estimate
 from bayestune.report.contents import Method, Report, TaskReport, Trial
 
 #: Columns whose lower values are better.
-FALLING = ("NLL", "ECE", "Brier", "AURC")
+FALLING = ("NLL", "ECE", "Brier", "AURC", "NLL, T", "ECE, T")
 #: Parts of a task by name.
 PARTS = {"train": "training", "val": "held-out", "test": "test"}
 #: Columns of costs: seconds of a cell, and how they are shown.
@@ -26,6 +26,8 @@ def reading(report: Report) -> tuple[str, ...]:
         f"Differences, and times with ×, are relative to {report.reference}.",
         "Bold is the lowest NLL and every NLL whose paired difference to it has a 95 % interval "
         "that holds 0. No other column is tested, so none is bold.",
+        "NLL, T and ECE, T are those of the delivered probabilities to the power 1/T, normalised, "
+        "T fitted on the held-out rows for every row alike: what is left once all are tempered.",
         "Learning rates are chosen on the first seed by the held-out NLL of what is delivered.",
         "ECE has 15 equal bins and is biased upwards where test rows are few. OOD columns are "
         "AUROCs of telling rows from elsewhere apart by max-prob, mutual information (MI) and "
