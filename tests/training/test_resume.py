@@ -16,6 +16,7 @@ from bayestune.errors import StoreError
 from bayestune.progress import Advance, silent
 from bayestune.store import load
 from bayestune.training import fit
+from bayestune.training.checkpoint import load_checkpoint
 
 OPTIONS: dict[str, Any] = {"epochs": 4, "dropout": 0.1, "learn_prior": True}
 FILES = ("adapter_model.safetensors", "posterior.safetensors")
@@ -91,6 +92,16 @@ def test_a_resumed_run_is_the_uninterrupted_one(make, clear, whole, tmp_path, ex
     assert [row["epoch"] for row in run.history] == [1, 2, 3, 4]
     same_files(whole, out)
     assert not (out / "checkpoint").exists()
+
+
+def test_a_run_that_keeps_its_last_epoch_resumes_without_its_best(make, clear, tmp_path) -> None:
+    options = {**OPTIONS, "keep": "last"}
+    fit(make(**options), clear, out=tmp_path / "whole", progress=silent)
+    interrupted(make, clear, tmp_path / "run", 216, **options)
+    kept = load_checkpoint(tmp_path / "run" / "checkpoint")[0]
+    assert not any(name.startswith("best.") for name in kept)
+    fit(make(**options), clear, out=tmp_path / "run", resume=True, progress=silent)
+    same_files(tmp_path / "whole", tmp_path / "run")
 
 
 @pytest.mark.parametrize("kind", ["generative", "ordinal"])

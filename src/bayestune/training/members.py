@@ -38,7 +38,7 @@ def optimise_members(session: Session, weights: MemberWeights, found: Mapping[st
             weights.start()
         session.optimise_one(found)
         found = {}
-        if session.best_tensors and session.recipe.train.keep == "best":
+        if session.best_tensors:
             restore(model.backbone, model.head, session.best_tensors)
         weights.keep(session.member)
         if session.member + 1 == weights.members:

@@ -102,7 +102,7 @@ class Session:
                 self.optimise(found)
             else:
                 self._fill_cache()
-        if self.best_tensors and self.recipe.train.keep == "best":
+        if self.best_tensors:
             restore(self.model.backbone, self.model.head, self.best_tensors)
         chosen = {
             "kl": self.kappa,
@@ -314,7 +314,8 @@ class Session:
         row |= self._validate(self.val)
         if not self.best or row["val_nll"] < self.best["val_nll"]:
             self.best = {"epoch": epoch, "val_nll": row["val_nll"]}
-            self.best_tensors = trainable(self.model.backbone, self.model.head)
+            if self.recipe.train.keep == "best":
+                self.best_tensors = trainable(self.model.backbone, self.model.head)
         return row
 
     def _validate(self, val: Rows) -> dict[str, float]:
