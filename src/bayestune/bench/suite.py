@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 from bayestune import methods
@@ -55,9 +56,8 @@ class TaskSpec:
     def __post_init__(self) -> None:
         _sections(self, "ood", "shifted", "columns", "recipe")
         named = {} if self.val is None else {"val": self.val}
-        for name, rows in {"train": self.train, "test": self.test, **named, **self.ood}.items():
-            _sources(name, rows)
-        for name, rows in self.shifted.items():
+        named |= {"train": self.train, "test": self.test}
+        for name, rows in chain(named.items(), self.ood.items(), self.shifted.items()):
             _sources(name, rows)
         for name in ("train_rows", "per_class", "val_rows", "test_rows", "ood_rows"):
             value = getattr(self, name)

@@ -198,13 +198,16 @@ def table(plan: Plan, task: str, reference: str | None = None) -> Table | None:
     entries = []
     for line in found:
         behind = None if line is lowest else compare(line, lowest, plan)
+        gap = behind
+        if base is not lowest:  # else it is the same bootstrap
+            gap = None if base is None or line is base else compare(line, base, plan)
         entries.append(
             Entry(
                 line,
                 _values(line, list(counts["ood"])),
                 line is lowest or (behind is not None and not behind.excludes_zero),
                 {kind: _ratio(line, base, kind) for kind in ("train_seconds", "predict_seconds")},
-                None if base is None or line is base else compare(line, base, plan),
+                gap,
                 {
                     f"{name}, {title}": Estimate.of(
                         line.values(lambda cell, n=name, k=key: cell.shifted[n][k])

@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from bayestune.bench.table import Estimate
+from bayestune.bench.table import METRICS, TEMPERED, Estimate
 from bayestune.report.contents import Method, Report, TaskReport, Trial
 
 #: Columns whose lower values are better.
-FALLING = ("NLL", "ECE", "Brier", "AURC", "NLL, T", "ECE, T")
+FALLING = tuple(title for title in (*METRICS, *TEMPERED) if title != "acc")
 #: Parts of a task by name.
 PARTS = {"train": "training", "val": "held-out", "test": "test"}
 #: Columns of costs: seconds of a cell, and how they are shown.
