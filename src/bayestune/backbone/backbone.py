@@ -20,6 +20,8 @@ from bayestune.weights import WeightDistribution
 #: What transformers' models call a learned table of positions.
 _POSITIONS = ("position_embeddings", "embed_positions")
 
+#: What an architecture raises that cannot be run in another way than its own.
+_MISFITS = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
 #: Tokens up to which plain products are the faster attention to train through in half precision
 #: on a CPU: 5 times at 16 tokens, 1.3 times at 128; see bench/upper_layers.py.
 _SHORT = 128
@@ -63,6 +65,7 @@ class Backbone(nn.Module):
         self.weights: WeightDistribution | None = None
         self._halves: bool | None = None if first_layer > 0 else False
         self._tail: bool | None = None
+        self._cut: list[nn.Module] = []
         self.train(False)
 
     @property
@@ -214,7 +217,7 @@ class Backbone(nn.Module):
                 halves = self.resume(self.enter(**batch), **masks)
             except ModelError:
                 raise
-            except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+            except _MISFITS as error:
                 raise ModelError(
                     f"{type(self.transformer).__name__} cannot be run in two halves ({error}); "
                     "switch the prefix cache off with cache.prefix=off."
@@ -262,7 +265,7 @@ class Backbone(nn.Module):
 
     def _only_pooled(self, attention_mask: Tensor) -> AbstractContextManager[None]:
         index = POOLED[self.pooling](attention_mask)
-        return only_pooled(self._tokenwise(), index, attention_mask.shape[1])
+        return only_pooled(self._cut, index, attention_mask.shape[1])
 
     def _attention(self, length: int) -> AbstractContextManager[Any]:
         """Choose how attention is computed: the fused kernel's backward pass is slow on a CPU."""
@@ -276,14 +279,15 @@ class Backbone(nn.Module):
 
     def _try_tail(self, run: Callable[[], Any], attention_mask: Tensor) -> bool:
         """Measure whether the pooled tokens' part of the last layer gives the same features."""
-        if self.pooling not in POOLED or not self._tokenwise():
+        self._cut = self._tokenwise()
+        if self.pooling not in POOLED or not self._cut:
             return False
         with self.evaluating(), torch.no_grad():
             whole = self.pool(run().last_hidden_state, attention_mask)
             try:
                 with self._only_pooled(attention_mask):
                     part = self.pool(run().last_hidden_state, attention_mask)
-            except (RuntimeError, TypeError, ValueError, LookupError, AttributeError):
+            except _MISFITS:
                 return False
         return self._gap(whole, part) <= self._tolerance
 

@@ -19,6 +19,11 @@ def first_token(attention_mask: Tensor) -> Tensor:
     return attention_mask.to(torch.int64).argmax(dim=1)
 
 
+def pick(hidden: Tensor, index: Tensor) -> Tensor:
+    """Return one token's state of each text ``(B, D)``, of states ``(B, T, D)`` at ``(B,)``."""
+    return hidden[torch.arange(len(hidden), device=hidden.device), index]
+
+
 def last(hidden: Tensor, attention_mask: Tensor) -> Tensor:
     """Return the state of the last attended token, whichever side is padded.
 
@@ -29,7 +34,7 @@ def last(hidden: Tensor, attention_mask: Tensor) -> Tensor:
     Returns:
         Features ``(B, D)``.
     """
-    return hidden[torch.arange(hidden.shape[0], device=hidden.device), last_token(attention_mask)]
+    return pick(hidden, last_token(attention_mask))
 
 
 def mean(hidden: Tensor, attention_mask: Tensor) -> Tensor:
@@ -40,7 +45,7 @@ def mean(hidden: Tensor, attention_mask: Tensor) -> Tensor:
 
 def cls(hidden: Tensor, attention_mask: Tensor) -> Tensor:
     """Return the state of the first attended token; shapes as in `last`."""
-    return hidden[torch.arange(hidden.shape[0], device=hidden.device), first_token(attention_mask)]
+    return pick(hidden, first_token(attention_mask))
 
 
 POOLING: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"last": last, "mean": mean, "cls": cls}

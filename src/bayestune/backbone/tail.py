@@ -14,8 +14,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+
+from bayestune.backbone.pool import pick
 
 #: What works token by token in a layer, as transformers' decoders call it.
 _TOKENWISE = ("self_attn.o_proj", "mlp")
@@ -49,12 +50,11 @@ def only_pooled(modules: Sequence[nn.Module], index: Tensor, length: int) -> Ite
         index: the token of each text ``(B,)``.
         length: T, with which inputs ``(B, T, ·)`` are told from others, which stay whole.
     """
-    texts = torch.arange(len(index), device=index.device)
 
     def cut(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if not args or args[0].shape[:-1] != (len(index), length):
             return None
-        return (args[0][texts, index].unsqueeze(1), *args[1:])  # (B, 1, D)
+        return (pick(args[0], index).unsqueeze(1), *args[1:])  # (B, 1, D)
 
     with ExitStack() as stack:
         for module in modules:
