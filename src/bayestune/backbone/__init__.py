@@ -12,11 +12,13 @@ from bayestune.backbone.assemble import (
 )
 from bayestune.backbone.backbone import Backbone
 from bayestune.backbone.cache import PrefixCache
+from bayestune.backbone.files import base_file, base_tensors
 from bayestune.backbone.identity import identity
 from bayestune.backbone.layers import layer_stack, parse_layers
 from bayestune.backbone.output import output_rows
 from bayestune.backbone.place import pick_device, pick_dtype
 from bayestune.backbone.reader import Reader
+from bayestune.backbone.shared import SharedBases
 from bayestune.backbone.source import EMBEDDED, Source, resolve
 
 __all__ = [
@@ -25,8 +27,11 @@ __all__ = [
     "Base",
     "PrefixCache",
     "Reader",
+    "SharedBases",
     "Source",
     "adapt",
+    "base_file",
+    "base_tensors",
     "identity",
     "layer_stack",
     "load_base",

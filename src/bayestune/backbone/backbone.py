@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -89,7 +90,7 @@ class Backbone(nn.Module):
         frozen = (p.dtype for p in self.transformer.parameters() if not p.requires_grad)
         return next((d for d in frozen if d.is_floating_point), torch.float32)
 
-    @property
+    @functools.cached_property
     def positions(self) -> int | None:
         """How many tokens a learned table of positions serves; None without such a table."""
         for name, module in self.transformer.named_modules():
@@ -131,7 +132,9 @@ class Backbone(nn.Module):
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Switch dropout and the noise of training off for a while."""
-        training = self.training
+        if not (training := self.training):  # a walk over all modules would cost single texts most
+            yield
+            return
         self.train(False)
         try:
             yield

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bayestune.backbone.assemble import Base
+from bayestune.backbone.files import weight_files
 from bayestune.backbone.source import Source
 from bayestune.errors import ModelError
+
+_HEAD = "lm_head.weight"
 
 
 def output_rows(source: Source, base: Base, token_ids: list[int]) -> Tensor:
@@ -32,34 +32,11 @@ def output_rows(source: Source, base: Base, token_ids: list[int]) -> Tensor:
         return embeddings.weight[torch.tensor(token_ids)].float().cpu().clone()
     from safetensors import safe_open
 
-    for file in _weight_files(source):
+    for file in weight_files(source, _HEAD):
         with safe_open(file, framework="pt") as tensors:
-            if "lm_head.weight" in tensors.keys():  # noqa: SIM118 - not a mapping
-                rows = tensors.get_slice("lm_head.weight")
+            if _HEAD in tensors.keys():  # noqa: SIM118 - not a mapping
+                rows = tensors.get_slice(_HEAD)
                 return torch.stack([rows[i] for i in token_ids]).float()  # (K, D)
     raise ModelError(
-        f"{source.name} has no lm_head.weight to start the label rows from; use head.prior=zero."
+        f"{source.name} has no {_HEAD} to start the label rows from; use head.prior=zero."
     )
-
-
-def _weight_files(source: Source) -> Iterator[Path]:
-    if source.local:
-        yield from sorted(Path(source.path).glob("*.safetensors"))
-        return
-    from transformers.utils.hub import cached_file
-
-    find: Callable[..., str | None] = cached_file
-    index = find(
-        source.path,
-        "model.safetensors.index.json",
-        revision=source.revision,
-        _raise_exceptions_for_missing_entries=False,
-    )
-    name = "model.safetensors"
-    if index:
-        name = json.loads(Path(index).read_text())["weight_map"].get("lm_head.weight", "")
-    file = name and find(
-        source.path, name, revision=source.revision, _raise_exceptions_for_missing_entries=False
-    )
-    if file:
-        yield Path(file)
