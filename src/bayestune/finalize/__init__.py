@@ -27,12 +27,14 @@ from bayestune.finalize.temperature import (
     rows_at_once,
     search_temperature,
 )
+from bayestune.finalize.update import Delivered, update_head
 
 __all__ = [
     "FAMILY_OF",
     "KAPPAS",
     "REFRESHES",
     "Candidate",
+    "Delivered",
     "Features",
     "Rows",
     "clearly_worse",
@@ -56,4 +58,5 @@ __all__ = [
     "search_temperature",
     "select",
     "to_generative",
+    "update_head",
 ]

@@ -20,7 +20,7 @@ from torch import Tensor
 from bayestune.errors import ConfigError
 from bayestune.finalize.features import Features
 from bayestune.head import GaussianHead, LinearHead, OrdinalHead
-from bayestune.head.families import Name
+from bayestune.head.families import FAMILIES, Name
 from bayestune.posterior import bounds, curvature, laplace, ordinal, subspace
 from bayestune.posterior.ascent import Bound
 
@@ -43,6 +43,16 @@ FAMILY_OF: dict[str, Name] = {
     "diagonal": "diagonal",
 }
 REFRESHES = tuple(FAMILY_OF)
+
+_FAMILY_OF_FORM: dict[type[laplace.Form], Name] = {
+    laplace.Diagonal: "diagonal",
+    laplace.Eigen: "eigen",
+    laplace.Block: "dense",
+    laplace.Given: "dense",
+    laplace.Span: "subspace",
+    laplace.Kronecker: "coupled",
+    laplace.Full: "joint",
+}
 
 
 def form_of(refresh: str, head: Head | LinearHead, rows: int) -> str:
@@ -185,22 +195,8 @@ def excess(form: laplace.Form, phi: Tensor) -> Callable[[float], float | None]:
 
 def install(head: GaussianHead, form: laplace.Form, precision: float) -> None:
     """Give the head the covariance that a form has at a prior precision τ."""
-    match form:
-        case laplace.Diagonal():
-            head.set_spread("diagonal", log_scale=form.spread(precision).log())
-        case laplace.Eigen():
-            scale, basis, _ = form.spread(precision)
-            head.set_spread("eigen", log_scale=scale.log(), basis=basis)
-        case laplace.Block() | laplace.Given():
-            head.set_spread("dense", factor=form.spread(precision))
-        case laplace.Span():
-            factor, basis, rest = form.spread(precision)
-            head.set_spread("subspace", factor=factor, basis=basis, log_rest=rest.log())
-        case laplace.Kronecker():
-            scale, basis, _ = form.spread(precision)
-            head.set_spread("coupled", log_scale=scale.log(), basis=basis, classes=form.classes)
-        case laplace.Full():
-            head.set_spread("joint", root=form.spread(precision))
+    name = _FAMILY_OF_FORM[type(form)]
+    head.set_spread(name, **FAMILIES[name].tensors(form.spread(precision)))
 
 
 def present(logits: Tensor, fit: Features) -> Tensor:

@@ -31,6 +31,7 @@ class Family(NamedTuple):
         posterior: its mathematics.
         shapes: names and shapes of its tensors for K classes, D features and R columns.
         spread: what the mathematics takes, made of the tensors.
+        tensors: the tensors, made of what the mathematics takes.
         start: its tensors at one initial standard deviation s, an isotropic covariance s² I; None
             for a family that only a refresh brings.
         correlated: whether the logits of different classes are.
@@ -39,6 +40,7 @@ class Family(NamedTuple):
     posterior: ModuleType
     shapes: Callable[[int, int, int], Shapes]
     spread: Callable[[Mapping[str, Tensor]], Any]
+    tensors: Callable[[Any], dict[str, Tensor]]
     start: Start | None = None
     correlated: bool = False
 
@@ -59,47 +61,55 @@ FAMILIES: dict[Name, Family] = {
         diagonal,
         lambda K, D, R: {"log_scale": (K, D)},
         lambda t: t["log_scale"].exp(),
+        lambda s: {"log_scale": s.log()},
         lambda K, D, R, s: {"log_scale": _log_scale(K, D, s)},
     ),
     "low_rank": Family(
         low_rank,
         lambda K, D, R: {"log_scale": (K, D), "factor": (K, D, R)},
         lambda t: low_rank.Spread(t["log_scale"].exp(), t["factor"]),
+        lambda s: {"log_scale": s.scale.log(), "factor": s.factor},
         _small_columns,
     ),
     "kronecker": Family(
         kronecker,
         lambda K, D, R: {"log_classes": (K,), "factor": (D, D)},
         lambda t: kronecker.Spread(t["log_classes"].exp(), t["factor"]),
+        lambda s: {"log_classes": s.classes.log(), "factor": s.factor},
         lambda K, D, R, s: {"log_classes": torch.zeros(K), "factor": s * torch.eye(D)},
     ),
     "eigen": Family(
         eigen,
         lambda K, D, R: {"log_scale": (K, D), "basis": (D, D)},
         lambda t: eigen.Spread(t["log_scale"].exp(), t["basis"]),
+        lambda s: {"log_scale": s.scale.log(), "basis": s.features},
         lambda K, D, R, s: {"log_scale": _log_scale(K, D, s), "basis": torch.eye(D)},
     ),
     "dense": Family(
         dense,
         lambda K, D, R: {"factor": (K, D, D)},
         lambda t: t["factor"],
+        lambda s: {"factor": s},
         lambda K, D, R, s: {"factor": s * torch.eye(D).repeat(K, 1, 1)},
     ),
     "subspace": Family(
         subspace,
         lambda K, D, R: {"factor": (K, R, R), "basis": (D, R), "log_rest": ()},
         lambda t: subspace.Spread(t["factor"], t["basis"], t["log_rest"].exp()),
+        lambda s: {"factor": s.factor, "basis": s.basis, "log_rest": s.rest.log()},
     ),
     "coupled": Family(
         eigen,
         lambda K, D, R: {"log_scale": (K, D), "basis": (D, D), "classes": (K, K)},
         lambda t: eigen.Spread(t["log_scale"].exp(), t["basis"], t["classes"]),
+        lambda s: {"log_scale": s.scale.log(), "basis": s.features, "classes": s.classes},
         correlated=True,
     ),
     "joint": Family(
         joint,
         lambda K, D, R: {"root": (K * D, K * D)},
         lambda t: t["root"],
+        lambda s: {"root": s},
         correlated=True,
     ),
 }

@@ -112,15 +112,39 @@ class GenerativeHead(nn.Module):
         x = projection.project(phi, measured)
         statistics = classes.Statistics.of(x, labels, self.num_classes, weights)
         tau = x.new_tensor(self.prior_scale)
-        found = classes.fit(statistics, tau, learn_prior=self.learn_prior)
+        self._fit(statistics, tau)
+        self.log_temperature.zero_()
+        for old, new in zip(self.projection, measured, strict=True):
+            old.copy_(new)
+
+    @torch.no_grad()
+    def absorb(self, phi: Tensor, labels: Tensor, weights: Tensor | None = None) -> None:
+        """Take the exact posterior of all rows so far and these, in the axes as they were measured.
+
+        What is stored says counts, sums and squares of the earlier rows, see `classes.recover`. A
+        temperature must not be folded in.
+
+        Args:
+            phi: features of the new rows, ``(N, D)``.
+            labels: class indices, ``(N,)``.
+            weights: factors on the rows, ``(N,)``.
+        """
+        phi = _wide(full_precision(phi, self.centre.unsqueeze(0)))
+        axes = projection.Projection(*(part.to(phi) for part in self.projection))
+        x = projection.project(phi, axes)
+        tau = self.log_prior_variance.to(x).exp()
+        mean, scale, noise, _ = self._model(x)
+        earlier = classes.recover(classes.Fit(mean, scale, noise, tau))
+        new = classes.Statistics.of(x, labels, self.num_classes, weights)
+        self._fit(earlier + new, tau)
+
+    def _fit(self, statistics: classes.Statistics, prior_variance: Tensor) -> None:
+        found = classes.fit(statistics, prior_variance, learn_prior=self.learn_prior)
         self.means.copy_(found.mean)
         self.log_scale.copy_(found.scale.log())
         self.log_noise.copy_(found.noise.log())
         self.log_prior_variance.copy_(found.prior_variance.log())
-        self.log_temperature.zero_()
         self.log_class_prior.copy_(classes.log_class_prior(statistics.counts))
-        for old, new in zip(self.projection, measured, strict=True):
-            old.copy_(new)
 
     def forward(self, h: Tensor) -> Tensor:
         """Return log π_k + log N(x; m_k, S_k + Σ) ``(..., K)``; its softmax is the predictive."""

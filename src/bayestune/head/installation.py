@@ -13,7 +13,9 @@ from bayestune.head.linear import LinearHead
 _PLACES = ("score", "classifier", "classifier.out_proj")
 
 
-def install(model: nn.Module, head: GaussianHead | LinearHead, *, keep_mean: bool = False) -> str:
+def install(
+    model: nn.Module, head: GaussianHead | LinearHead | None = None, *, keep_mean: bool = False
+) -> str:
     """Replace the output layer of a transformers sequence-classification model by a head.
 
     The stock forward then returns the posterior mean logits, because the head called on features
@@ -21,7 +23,8 @@ def install(model: nn.Module, head: GaussianHead | LinearHead, *, keep_mean: boo
 
     Args:
         model: model with a ``score`` or ``classifier`` linear layer, or an earlier head there.
-        head: head with as many features and classes; it moves to the device of the layer.
+        head: head with as many features and classes; it moves to the device of the layer. A
+            `GaussianHead` of that size where absent.
         keep_mean: whether the head takes over the weights it replaces.
 
     Returns:
@@ -31,6 +34,8 @@ def install(model: nn.Module, head: GaussianHead | LinearHead, *, keep_mean: boo
         ModelError: there is no such layer, its shape differs, or it has a bias to keep.
     """
     name, old = _output_layer(model)
+    if head is None:
+        head = GaussianHead(in_features=old.weight.shape[1], num_classes=old.weight.shape[0])
     wanted = (head.num_classes, head.in_features)
     if tuple(old.weight.shape) != wanted:
         raise ModelError(
@@ -57,6 +62,11 @@ def _output_layer(model: nn.Module) -> tuple[str, nn.Linear | GaussianHead | Lin
         layer = modules.get(name)
         if isinstance(layer, nn.Linear | GaussianHead | LinearHead):
             return name, layer
+    if hasattr(model, "peft_config"):
+        raise ModelError(
+            f"{type(model).__name__} is adapted already, and PEFT has made its own copy of the "
+            "output layer. Install the head first, then call get_peft_model."
+        )
     raise ModelError(
         f"{type(model).__name__} has no linear output layer at {', '.join(_PLACES)}. "
         "Load it with AutoModelForSequenceClassification."

@@ -21,6 +21,7 @@ from bayestune.metrics.calibration import (
 )
 from bayestune.metrics.classification import accuracy, brier, nll, top_label
 from bayestune.metrics.density import Density, density_score, fit_density
+from bayestune.metrics.growth import extend_density
 from bayestune.metrics.ood import RocCurve, aupr, auroc, fpr_at_recall, roc_curve
 from bayestune.metrics.regression import (
     absolute_error,
@@ -59,6 +60,7 @@ __all__ = [
     "density_score",
     "e_aurc",
     "ece",
+    "extend_density",
     "fit_density",
     "fpr_at_recall",
     "inside_interval",

@@ -34,11 +34,22 @@ class Density:
         means: mean of each class, float64 (K, D); zeros for classes that are not present.
         whitening: W with ``W Wᵀ = Σ⁻¹``, float64 (D, D), so that ``(x - μ) W`` is white.
         present: whether the class had a row, bool (K,).
+        counts: rows of each class, int64 (K,); None where unknown, so that no rows can be added.
+        shrinkage: λ of the covariance, float64 scalar; None where unknown.
     """
 
     means: Tensor
     whitening: Tensor
     present: Tensor
+    counts: Tensor | None = None
+    shrinkage: Tensor | None = None
+
+    def stored(self) -> Density:
+        """Return the same in fp32 on the CPU."""
+        rest = (None if t is None else t.cpu() for t in (self.counts, self.shrinkage))
+        return Density(
+            self.means.float().cpu(), self.whitening.float().cpu(), self.present.cpu(), *rest
+        )
 
     @cached_property
     def _centred(self) -> tuple[Tensor, Tensor]:
@@ -116,12 +127,14 @@ def fit_density(
             "rescale the features."
         )
     resolution = (_RESOLUTION * x.abs().max().item()) ** 2
+    lam = 1.0 if shrinkage == "ledoit_wolf" else float(shrinkage)
     if variance.item() <= resolution:
         whitening = _isotropic(x, resolution)
     else:
-        lam = _ledoit_wolf(second, fourth, n, k) if shrinkage == "ledoit_wolf" else shrinkage
-        whitening = _whiten(covariance, variance, lam)
-    return Density(means=means, whitening=whitening, present=counts > 0)
+        if shrinkage == "ledoit_wolf":
+            lam = max(_ledoit_wolf(second, fourth, n, k), SMALLEST_SHRINKAGE)
+        whitening = whiten((1 - lam) * covariance, lam * variance)
+    return Density(means, whitening, counts > 0, counts, means.new_tensor(lam))
 
 
 def density_score(density: Density, features: ArrayLike) -> Tensor:
@@ -218,15 +231,16 @@ def _ledoit_wolf(second: Tensor, fourth: float, n: int, k: int) -> float:
     return 1.0 if distance == 0 else min(1.0, n / (n - k) * noise / distance)
 
 
-def _whiten(covariance: Tensor, variance: Tensor, lam: float) -> Tensor:
-    lam = max(lam, SMALLEST_SHRINKAGE)
-    sigma = (1 - lam) * covariance
-    sigma.diagonal().add_(lam * variance)
+def whiten(covariance: Tensor, ridge: Tensor) -> Tensor:
+    """Return W with W Wᵀ = (C + ρI)⁻¹ for a covariance C ``(D, D)`` and a ridge ρ, a scalar."""
+    sigma = covariance.clone()
+    sigma.diagonal().add_(ridge)
     factor, info = torch.linalg.cholesky_ex(sigma)
     if int(info) != 0:
         raise NumericsError(
-            f"The covariance of {sigma.shape[0]} features with shrinkage {lam:.3g} and mean "
-            f"variance {variance.item():.3g} has no Cholesky factor; raise the shrinkage."
+            f"The covariance of {sigma.shape[0]} features with {ridge.item():.3g} added to its "
+            f"diagonal, which is {sigma.diagonal().mean().item():.3g} in the mean, has no Cholesky "
+            "factor; raise the shrinkage."
         )
     identity = torch.eye(sigma.shape[0], dtype=sigma.dtype, device=sigma.device)
     return torch.linalg.solve_triangular(factor, identity, upper=False).T.contiguous()

@@ -12,6 +12,7 @@ from bayestune.posterior import (
     eigen,
     evidence,
     generative,
+    intervals,
     joint,
     kronecker,
     laplace,
@@ -22,14 +23,16 @@ from bayestune.posterior import (
     sketch,
     subspace,
 )
-from bayestune.posterior.ascent import Ascent, ascend
-from bayestune.posterior.mode import mode
+from bayestune.posterior.ascent import Ascent, AscentAround, ascend, ascend_around
+from bayestune.posterior.mode import mode, mode_around
 from bayestune.posterior.predictive import Predictive
 
 __all__ = [
     "Ascent",
+    "AscentAround",
     "Predictive",
     "ascend",
+    "ascend_around",
     "bounds",
     "classes",
     "conjugate",
@@ -39,11 +42,13 @@ __all__ = [
     "eigen",
     "evidence",
     "generative",
+    "intervals",
     "joint",
     "kronecker",
     "laplace",
     "low_rank",
     "mode",
+    "mode_around",
     "ordinal",
     "projection",
     "regression",

@@ -38,6 +38,10 @@ class Statistics(NamedTuple):
         sums = x.new_zeros(num_classes, x.shape[1]).index_add_(0, labels, omega[:, None] * x)
         return cls(counts, sums, omega @ x.square())
 
+    def __add__(self, other: Statistics) -> Statistics:  # pyright: ignore
+        """Return those of the rows of both."""
+        return Statistics(*(a + b for a, b in zip(self, other, strict=True)))
+
 
 class Fit(NamedTuple):
     """A fitted model of the classes.
@@ -142,3 +146,25 @@ def fit(
         if step < tolerance:
             break
     return Fit(*posterior(statistics, noise, tau), noise, tau)
+
+
+def recover(fitted: Fit, rows: float = 1.0, start: float = 1.0) -> Statistics:
+    """Return the statistics that a fit was made from: it forgets nothing of them.
+
+        n_k = mean over p of σ² (1/s_k² − 1/τ²),   Σ x = m_k σ²/s_k²
+        Σ x² = σ² (ν + N + 2) − νσ₀² + Σ_k [ 2 m_k Σ x − n_k (m_k² + s_k²) ]
+
+    So that statistics of more rows can be added, and the fit of all is that from scratch, up to the
+    tolerance of the fit and the precision in which it was kept.
+
+    Args:
+        fitted: what `fit` returned.
+        rows: ν, as it was fitted with.
+        start: σ₀², as it was fitted with.
+    """
+    mean, variance, noise = fitted.mean, fitted.scale.square(), fitted.noise
+    counts = (noise * (1 / variance - 1 / fitted.prior_variance)).mean(1).clamp_min(0)
+    sums = mean * noise / variance
+    around = noise * (rows + counts.sum() + 2) - rows * start
+    second = counts @ (mean.square() + variance)
+    return Statistics(counts, sums, around + 2 * (mean * sums).sum(0) - second)

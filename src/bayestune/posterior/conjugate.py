@@ -91,3 +91,35 @@ class LinearRegression:
         spent = self.square - (self.moment.square() / (self.values + ridge)).sum()
         volume = torch.log1p(self.values / ridge).sum() - self.log_weights
         return -0.5 * (self.count * math.log(2 * math.pi * noise**2) + volume + spent / noise**2)
+
+
+def updated_mean(phi: Tensor, y: Tensor, precision: Tensor, mean: Tensor, root: Tensor) -> Tensor:
+    """Return the posterior mean of a linear regression with any Gaussian prior; exact.
+
+        (S⁻¹ + Σ_n λ_n φφᵀ)⁻¹ (S⁻¹m + Σ_n λ_n y_n φ_n) = m + L (I + BᵀB)⁻¹ Bᵀ √λ (y − Φm)
+
+    with S = L Lᵀ and B = diag(√λ) Φ L, by a system of as many equations as there are rows or
+    features, whichever are fewer.
+
+    Args:
+        phi: features, ``(N, D)``.
+        y: numbers, ``(N,)``.
+        precision: λ, the precision of the noise of each row, ``(N,)``.
+        mean: prior mean m, ``(D,)``.
+        root: any square root L of the prior covariance, ``(D, D)``.
+
+    Returns:
+        The mean, ``(D,)``.
+
+    Source: Bishop, Pattern recognition and machine learning (2006), section 3.3.1.
+    """
+    weight = precision.sqrt()
+    B, residual = weight[:, None] * (phi @ root), weight * (y - phi @ mean)
+    rows = len(B) < B.shape[1]
+    gram = B @ B.T if rows else B.T @ B
+    system = torch.eye(len(gram), dtype=B.dtype, device=B.device) + gram
+    factor = torch.linalg.cholesky(system)
+    if rows:
+        solved = torch.cholesky_solve(residual[:, None], factor)  # (N, 1)
+        return mean + root @ (B.T @ solved).squeeze(1)
+    return mean + root @ torch.cholesky_solve(B.T @ residual[:, None], factor).squeeze(1)

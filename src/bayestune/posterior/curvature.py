@@ -27,6 +27,24 @@ def bernoulli(probs: Tensor, weights: Tensor | None = None) -> Tensor:
     return own if weights is None else own * weights[:, None]
 
 
+def along(probs: Tensor, classes: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return the curvature of every row along directions of its logits.
+
+        ω_n cᵢᵀ (diag p_n − p_n p_nᵀ) cᵢ = ω_n [ Σ_k C_ki² p_nk − (Σ_k C_ki p_nk)² ]
+
+    Args:
+        probs: point predictions, ``(N, K)``.
+        classes: the directions in columns, C, ``(K, K)``.
+        weights: sample weights ω, ``(N,)``; ones where absent.
+
+    Returns:
+        Curvatures, ``(N, K)``.
+    """
+    mean = probs @ classes
+    own = (probs @ classes.square() - mean.square()).clamp_min(0)
+    return own if weights is None else own * weights[:, None]
+
+
 def root(probs: Tensor) -> Tensor:
     """Return a square root of the curvature of every row in its logits, one column short of square.
 

@@ -47,8 +47,8 @@ def kl(mean: Tensor, factor: Tensor, prior_mean: Tensor, prior_variance: Tensor)
         The divergence in nats, a scalar.
     """
     spread = (marginal_scale(factor).square() + (mean - prior_mean).square()) / prior_variance
-    log_determinant = torch.linalg.slogdet(factor).logabsdet.sum()
-    return 0.5 * (spread - 1 + torch.log(prior_variance)).sum() - log_determinant
+    energy = spread - 1 + torch.log(prior_variance)
+    return 0.5 * (energy.sum() - log_determinant(factor))
 
 
 def prior_variance(mean: Tensor, factor: Tensor, prior_mean: Tensor) -> Tensor:
@@ -81,8 +81,50 @@ def sample(
     Returns:
         Draws, ``(S, K, D)``.
     """
-    noise = drawn_normals((samples, *mean.shape), mean, generator)
-    return mean + torch.einsum("kij,skj->ski", factor, noise)  # (S, K, D)
+    return mean + unwhiten(factor, drawn_normals((samples, *mean.shape), mean, generator))
+
+
+def unwhiten(factor: Tensor, u: Tensor) -> Tensor:
+    """Return L_k u_k: of standard normal coordinates ``(..., K, D)`` it has the covariance of q."""
+    return torch.einsum("kij,...kj->...ki", factor, u)  # (..., K, D)
+
+
+def log_determinant(factor: Tensor) -> Tensor:
+    """Return log det of the covariance of all weights, a scalar."""
+    return 2 * torch.linalg.slogdet(factor).logabsdet.sum()
+
+
+def absorb(factor: Tensor, phi: Tensor, own: Tensor, like: Tensor | None = None) -> Tensor:
+    """Return the spread after rows of known curvature, of the old one as their prior; exact.
+
+        (S_k⁻¹ + Σ_n c_nk φφᵀ)⁻¹ = L_k (I + BᵀB)⁻¹ L_kᵀ,   B = diag(√c_k) ΦL_k
+
+    With fewer rows than features nothing of size D³ is done: of B Bᵀ = U diag(λ) Uᵀ
+
+        (I + BᵀB)^-½ = I − BᵀU diag(1 / (√(1 + λ) (1 + √(1 + λ)))) UᵀB
+
+    Args:
+        factor: covariance factors before, ``(K, D, D)``.
+        phi: features, ``(N, D)``.
+        own: curvatures c of the rows in each logit, ``(N, K)``.
+        like: not looked at; other families need it.
+
+    Returns:
+        Covariance factors, ``(K, D, D)``.
+    """
+    eye = torch.eye(factor.shape[1], dtype=factor.dtype, device=factor.device)
+    found = torch.empty_like(factor)
+    for k, L in enumerate(factor):
+        B = own[:, k, None].clamp_min(0).sqrt() * (phi @ L)  # (N, D)
+        if len(phi) < len(eye):
+            values, U = torch.linalg.eigh(B @ B.T)
+            grown = (1 + values.clamp_min(0)).sqrt()
+            V = B.T @ U  # (D, N)
+            found[k] = L - (L @ V / (grown * (1 + grown))) @ V.T
+        else:
+            root = torch.linalg.cholesky(eye + B.T @ B)
+            found[k] = torch.linalg.solve_triangular(root, L.T, upper=False).T
+    return found
 
 
 def marginal_scale(factor: Tensor) -> Tensor:

@@ -79,5 +79,33 @@ def sample(
     Returns:
         Draws, ``(S, K, D)``.
     """
-    noise = drawn_normals((samples, *mean.shape), mean, generator)
-    return mean + scale * noise
+    return mean + unwhiten(scale, drawn_normals((samples, *mean.shape), mean, generator))
+
+
+def unwhiten(scale: Tensor, u: Tensor) -> Tensor:
+    """Return s ∘ u: of standard normal coordinates ``(..., K, D)`` it has the covariance of q."""
+    return scale * u
+
+
+def log_determinant(scale: Tensor) -> Tensor:
+    """Return log det of the covariance of all weights, a scalar."""
+    return 2 * scale.log().sum()
+
+
+def absorb(scale: Tensor, phi: Tensor, own: Tensor, like: Tensor | None = None) -> Tensor:
+    """Return the spread after rows of known curvature, of the old one as their prior.
+
+        s_kd⁻² + Σ_n c_nk φ_nd²
+
+    It is the member of the family nearest to (S_k⁻¹ + Σ_n c_nk φφᵀ)⁻¹, by KL(q ‖ ·).
+
+    Args:
+        scale: standard deviations before, ``(K, D)``.
+        phi: features, ``(N, D)``.
+        own: curvatures c of the rows in each logit, ``(N, K)``.
+        like: not looked at; other families need it.
+
+    Returns:
+        Standard deviations, ``(K, D)``.
+    """
+    return (scale.square().reciprocal() + own.T @ phi.square()).rsqrt()

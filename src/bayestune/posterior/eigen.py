@@ -62,7 +62,7 @@ def kl(mean: Tensor, spread: Spread, prior_mean: Tensor, prior_variance: Tensor)
     """
     second_moment = marginal_scale(spread).square() + (mean - prior_mean).square()
     spent = second_moment / prior_variance - 1 + torch.log(prior_variance)
-    return 0.5 * (spent - 2 * spread.scale.log()).sum()
+    return 0.5 * (spent.sum() - log_determinant(spread))
 
 
 def prior_variance(mean: Tensor, spread: Spread, prior_mean: Tensor) -> Tensor:
@@ -95,9 +95,47 @@ def sample(
     Returns:
         Draws, ``(S, K, D)``.
     """
-    noise = drawn_normals((samples, *mean.shape), mean, generator)
-    turned = (spread.scale * noise) @ spread.features.T  # (S, K, D)
-    return mean + (turned if spread.classes is None else spread.classes @ turned)
+    return mean + unwhiten(spread, drawn_normals((samples, *mean.shape), mean, generator))
+
+
+def unwhiten(spread: Spread, u: Tensor) -> Tensor:
+    """Return C (s ∘ u) Qᵀ: of standard normal u ``(..., K, D)`` it has the covariance of q."""
+    turned = (spread.scale * u) @ spread.features.T  # (..., K, D)
+    return turned if spread.classes is None else spread.classes @ turned
+
+
+def log_determinant(spread: Spread) -> Tensor:
+    """Return log det of the covariance of all weights, a scalar."""
+    return 2 * spread.scale.log().sum()
+
+
+def absorb(spread: Spread, phi: Tensor, own: Tensor, like: Spread | None = None) -> Spread:
+    """Return the spread after rows of known curvature, of the old one as their prior.
+
+        s'_kd⁻² = q'_dᵀ (Q diag(s_k⁻²) Qᵀ + Σ_n c_nk φφᵀ) q'_d
+
+    The new basis Q' holds the eigenvectors of the precision summed over classes, as it is after the
+    rows. That sum is diagonal in the old basis, so that nothing of it is lost from update to
+    update; of a single class it is the whole precision, and the result is exact. Of several it is
+    the member with this basis that is nearest to the exact posterior, by KL(q ‖ ·).
+
+    Args:
+        spread: standard deviations and bases before.
+        phi: features, ``(N, D)``.
+        own: curvatures c of the rows, ``(N, K)``: in each logit, or along each column of C.
+        like: an earlier result, whose basis is to be taken.
+
+    Returns:
+        Standard deviations in the new basis; C stays.
+    """
+    precision, Q = spread.scale.square().reciprocal(), spread.features
+    basis = None if like is None else like.features
+    if basis is None:
+        pooled = (Q * precision.sum(0)) @ Q.T + phi.T @ (own.sum(1, keepdim=True) * phi)
+        basis = torch.linalg.eigh(pooled).eigenvectors.contiguous()
+    turned = (basis.T @ Q).square()  # (D, D)
+    values = precision @ turned.T + own.T @ (phi @ basis).square()
+    return Spread(values.rsqrt(), basis, spread.classes)
 
 
 def marginal_scale(spread: Spread) -> Tensor:

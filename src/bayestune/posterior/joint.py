@@ -51,10 +51,8 @@ def kl(mean: Tensor, factor: Tensor, prior_mean: Tensor, prior_variance: Tensor)
     """
     spread = marginal_scale(factor).view_as(mean)
     second_moment = spread.square() + (mean - prior_mean).square()
-    log_determinant = torch.linalg.slogdet(factor).logabsdet
-    return 0.5 * (second_moment / prior_variance - 1 + torch.log(prior_variance)).sum() - (
-        log_determinant
-    )
+    energy = second_moment / prior_variance - 1 + torch.log(prior_variance)
+    return 0.5 * (energy.sum() - log_determinant(factor))
 
 
 def prior_variance(mean: Tensor, factor: Tensor, prior_mean: Tensor) -> Tensor:
@@ -88,8 +86,34 @@ def sample(
     Returns:
         Draws, ``(S, K, D)``.
     """
-    noise = drawn_normals((samples, mean.numel()), mean, generator)
-    return mean + (noise @ factor.T).unflatten(1, mean.shape)
+    return mean + unwhiten(factor, drawn_normals((samples, *mean.shape), mean, generator))
+
+
+def unwhiten(factor: Tensor, u: Tensor) -> Tensor:
+    """Return L vec u: of standard normal coordinates ``(..., K, D)`` it has the covariance of q."""
+    return (u.flatten(-2) @ factor.T).unflatten(-1, u.shape[-2:])
+
+
+def log_determinant(factor: Tensor) -> Tensor:
+    """Return log det of the covariance of all weights, a scalar."""
+    return 2 * torch.linalg.slogdet(factor).logabsdet
+
+
+def absorb(factor: Tensor, curvature: Tensor) -> Tensor:
+    """Return the spread after rows of known curvature, of the old one as their prior; exact.
+
+        ((L Lᵀ)⁻¹ + G)⁻¹ = L (I + LᵀG L)⁻¹ Lᵀ
+
+    Args:
+        factor: covariance factor before, ``(K·D, K·D)``.
+        curvature: G of the rows, see `curvature.full`, ``(K·D, K·D)``.
+
+    Returns:
+        A covariance factor, ``(K·D, K·D)``.
+    """
+    eye = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
+    root = torch.linalg.cholesky(eye + factor.T @ curvature @ factor)
+    return torch.linalg.solve_triangular(root, factor.T, upper=False).T
 
 
 def marginal_scale(factor: Tensor) -> Tensor:

@@ -14,7 +14,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bayestune.posterior import dense
 from bayestune.posterior.normals import drawn_normals
+
+#: Sweeps of `absorb` at most, and the change of a variance's logarithm that counts as none.
+_SWEEPS, _SETTLED = 200, 1e-9
 
 
 class Spread(NamedTuple):
@@ -57,16 +61,9 @@ def kl(mean: Tensor, spread: Spread, prior_mean: Tensor, prior_variance: Tensor)
     Returns:
         The divergence in nats, a scalar.
     """
-    K, D = mean.shape
     second_moment = marginal_scale(spread).square() + (mean - prior_mean).square()
-    if spread.classes.ndim == 1:
-        log_classes = spread.classes.abs().log().sum()
-    else:
-        log_classes = torch.linalg.slogdet(spread.classes).logabsdet
-    log_determinant = D * log_classes + K * torch.linalg.slogdet(spread.factor).logabsdet
-    return 0.5 * (second_moment / prior_variance - 1 + torch.log(prior_variance)).sum() - (
-        log_determinant
-    )
+    energy = second_moment / prior_variance - 1 + torch.log(prior_variance)
+    return 0.5 * (energy.sum() - log_determinant(spread))
 
 
 def prior_variance(mean: Tensor, spread: Spread, prior_mean: Tensor) -> Tensor:
@@ -99,9 +96,55 @@ def sample(
     Returns:
         Draws, ``(S, K, D)``.
     """
-    noise = drawn_normals((samples, *mean.shape), mean, generator)
+    return mean + unwhiten(spread, drawn_normals((samples, *mean.shape), mean, generator))
+
+
+def unwhiten(spread: Spread, u: Tensor) -> Tensor:
+    """Return C u Lᵀ: of standard normal coordinates ``(..., K, D)`` it has the covariance of q."""
     C = spread.classes.diag() if spread.classes.ndim == 1 else spread.classes
-    return mean + C @ noise @ spread.factor.T
+    return C @ u @ spread.factor.T
+
+
+def log_determinant(spread: Spread) -> Tensor:
+    """Return log det of the covariance of all weights, a scalar."""
+    if spread.classes.ndim == 1:
+        log_classes = spread.classes.abs().log().sum()
+    else:
+        log_classes = torch.linalg.slogdet(spread.classes).logabsdet
+    K, D = len(spread.classes), len(spread.factor)
+    return 2 * (D * log_classes + K * torch.linalg.slogdet(spread.factor).logabsdet)
+
+
+def absorb(spread: Spread, phi: Tensor, own: Tensor, like: Spread | None = None) -> Spread:
+    """Return the spread after rows of known curvature, of the old one as their prior.
+
+        S⁻¹ = (1/K) Σ_k a_k² P_k,   a_k⁻² = tr(P_k S) / D,   P_k = (c_k² L Lᵀ)⁻¹ + Σ_n ω_nk φφᵀ
+
+    in turn until they stand still: the member of the family that is nearest to the exact posterior
+    N(·, P_k⁻¹), by KL(q ‖ ·). The classes must be independent, ``classes`` a vector.
+
+    Args:
+        spread: class factors c and feature factor before.
+        phi: features, ``(N, D)``.
+        own: curvatures ω of the rows in each logit, ``(N, K)``.
+        like: an earlier result, to start from its class factors.
+
+    Returns:
+        Class factors a and a feature factor.
+    """
+    L, old = spread.factor, spread.classes.square().reciprocal()  # (K,)
+    white = phi @ L  # (N, D), in which the old S is the identity
+    eye = torch.eye(len(L), dtype=L.dtype, device=L.device)
+    scales = (spread if like is None else like).classes.square()
+    for _ in range(_SWEEPS):
+        start = (scales * old).mean().rsqrt() * eye
+        pooled = own @ scales / len(old)  # (N,)
+        (factor,) = dense.absorb(start[None], white, pooled[:, None])
+        energy = (white @ factor).square().sum(1)  # (N,)
+        before, scales = scales, len(L) / (old * factor.square().sum() + energy @ own)
+        if (scales / before).log().abs().max() < _SETTLED:
+            break
+    return Spread(scales.sqrt(), L @ factor)
 
 
 def marginal_scale(spread: Spread) -> Tensor:

@@ -14,7 +14,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bayestune.posterior.descent import descend
 from bayestune.posterior.normals import drawn_normals
+
+#: Numbers (K, D, R) that `absorb` moves at once, and the gradient at which it stops.
+_NUMBERS, _TOLERANCE = 2**21, 1e-5
+#: Least variance of the diagonal, as a share of what the weight had.
+_LEAST = 1e-6
 
 
 class Spread(NamedTuple):
@@ -60,12 +66,8 @@ def kl(mean: Tensor, spread: Spread, prior_mean: Tensor, prior_variance: Tensor)
         The divergence in nats, a scalar.
     """
     second_moment = marginal_scale(spread).square() + (mean - prior_mean).square()
-    whitened = spread.factor / spread.scale.unsqueeze(-1)  # (K, D, R)
-    eye = torch.eye(whitened.shape[-1], dtype=mean.dtype, device=mean.device)
-    root = torch.linalg.cholesky(eye + whitened.mT @ whitened)  # (K, R, R)
-    log_capacitance = 2 * root.diagonal(dim1=-2, dim2=-1).log().sum()
-    diagonal = second_moment / prior_variance - 1 + torch.log(prior_variance)
-    return 0.5 * ((diagonal - 2 * spread.scale.log()).sum() - log_capacitance)
+    energy = second_moment / prior_variance - 1 + torch.log(prior_variance)
+    return 0.5 * (energy.sum() - log_determinant(spread))
 
 
 def prior_variance(mean: Tensor, spread: Spread, prior_mean: Tensor) -> Tensor:
@@ -98,11 +100,87 @@ def sample(
     Returns:
         Draws, ``(S, K, D)``.
     """
-    K, D, R = spread.factor.shape
-    own = drawn_normals((samples, K, D), mean, generator)
-    shared = drawn_normals((samples, K, R), mean, generator)
-    along = torch.einsum("kdr,skr->skd", spread.factor, shared)  # (S, K, D)
-    return mean + spread.scale * own + along
+    return mean + unwhiten(spread, drawn_normals((samples, *mean.shape), mean, generator))
+
+
+def unwhiten(spread: Spread, u: Tensor) -> Tensor:
+    """Return s ∘ (I + GGᵀ)^½ u with G = F/s ``(..., K, D)``, of covariance S_k for normal u.
+
+    With GᵀG = V diag(λ) Vᵀ the root is I + G V diag(1 / (1 + √(1 + λ))) VᵀGᵀ.
+    """
+    G, values, V = _whitened(spread)
+    turned = G @ V  # (K, D, R)
+    along = torch.einsum("kdr,...kd->...kr", turned, u) / (1 + (1 + values).sqrt())
+    return spread.scale * (u + torch.einsum("kdr,...kr->...kd", turned, along))
+
+
+def log_determinant(spread: Spread) -> Tensor:
+    """Return log det of the covariance of all weights, a scalar."""
+    whitened = spread.factor / spread.scale.unsqueeze(-1)  # (K, D, R)
+    eye = torch.eye(whitened.shape[-1], dtype=whitened.dtype, device=whitened.device)
+    root = torch.linalg.cholesky(eye + whitened.mT @ whitened)  # (K, R, R)
+    log_capacitance = 2 * root.diagonal(dim1=-2, dim2=-1).log().sum()
+    return 2 * spread.scale.log().sum() + log_capacitance
+
+
+def absorb(spread: Spread, phi: Tensor, own: Tensor, like: Spread | None = None) -> Spread:
+    """Return the spread after rows of known curvature, of the old one as their prior.
+
+        min over s', F' of  Σ_k tr(S_k⁻¹S'_k) + Σ_nk c_nk v'_nk − log det S'_k
+
+    This has no closed form: L-BFGS, from the old spread or an earlier result, finds the member of
+    the family that is nearest to the exact posterior, by KL(q ‖ ·); it may be a local one.
+
+    Args:
+        spread: standard deviations and factors before.
+        phi: features, ``(N, D)``.
+        own: curvatures c of the rows in each logit, ``(N, K)``.
+        like: an earlier result, to start from.
+
+    Returns:
+        Standard deviations and factors.
+    """
+    # Classes do not depend on each other: blocks of them bound what L-BFGS remembers.
+    size = max(1, _NUMBERS // spread.factor[0].numel())
+    parts = zip(
+        *(t.split(size) for t in (*spread, *(spread if like is None else like))),
+        own.split(size, 1),
+        strict=True,
+    )
+    found = [_nearest(Spread(s, F), Spread(a, B), phi, c) for s, F, a, B, c in parts]
+    return Spread(*(torch.cat(tensors) for tensors in zip(*found, strict=True)))
+
+
+def _nearest(spread: Spread, start: Spread, phi: Tensor, own: Tensor) -> Spread:
+    scale = spread.scale.unsqueeze(-1)
+    G, values, V = _whitened(spread)
+    # (I + GGᵀ)⁻¹ = I − H Hᵀ
+    H = G @ V / (1 + values).sqrt().unsqueeze(1)  # (K, D, R)
+    free = 1 - H.square().sum(-1)  # (K, D)
+
+    # Columns can say all of a weight; a diagonal of zero could not be a prior any more.
+    least = _LEAST * (1 + G.square().sum(-1))  # (K, D)
+
+    def spread_at(log_ratio: Tensor, columns: Tensor) -> Spread:
+        return Spread(spread.scale * ((2 * log_ratio).exp() + least).sqrt(), scale * columns)
+
+    def goal(log_ratio: Tensor, columns: Tensor) -> Tensor:
+        tried = spread_at(log_ratio, columns)
+        _, var = logit_moments(phi, spread.scale, tried)
+        trace = (((2 * log_ratio).exp() + least) * free).sum() + columns.square().sum()
+        trace = trace - (H.mT @ columns).square().sum()
+        return 0.5 * (trace + (own * var).sum() - log_determinant(tried))
+
+    ratio = ((start.scale / spread.scale).square() - least).clamp_min(least)
+    found = descend(goal, 0.5 * ratio.log(), start.factor / scale, tolerance=_TOLERANCE)
+    return spread_at(*found)
+
+
+def _whitened(spread: Spread) -> tuple[Tensor, Tensor, Tensor]:
+    """Return G = F/s ``(K, D, R)``, and eigenvalues and eigenvectors of GᵀG."""
+    G = spread.factor / spread.scale.unsqueeze(-1)
+    values, V = torch.linalg.eigh(G.mT @ G)
+    return G, values.clamp_min(0), V
 
 
 def marginal_scale(spread: Spread) -> Tensor:

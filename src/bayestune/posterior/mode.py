@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-_STEPS = 500
+from bayestune.posterior.descent import descend
 
 
 def basis_of(phi: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,25 +53,49 @@ def mode(
     scale = (values + turned).rsqrt()  # (D,) or (K, D)
     z = phi @ vectors  # (N, D)
     centre = prior_mean @ vectors
-    moved = ((start @ vectors - centre) / scale).requires_grad_()
-    optimiser = torch.optim.LBFGS(
-        [moved],
-        max_iter=_STEPS,
-        history_size=20,
-        tolerance_grad=tolerance * len(phi) ** 0.5,
-        tolerance_change=0.0,
-        line_search_fn="strong_wolfe",
-    )
 
-    def closure() -> Tensor:
-        optimiser.zero_grad()
+    def goal(moved: Tensor) -> Tensor:
         offset = scale * moved
         fit = log_likelihood(z @ (centre + offset).T)
         own = offset @ vectors.T if by_weight else offset
-        loss = 0.5 * (tau * own.square()).sum() - fit
-        loss.backward()
-        return loss
+        return 0.5 * (tau * own.square()).sum() - fit
 
-    with torch.enable_grad():
-        optimiser.step(closure)
-    return (centre + scale * moved.detach()) @ vectors.T
+    (moved,) = descend(
+        goal, (start @ vectors - centre) / scale, tolerance=tolerance * len(phi) ** 0.5
+    )
+    return (centre + scale * moved) @ vectors.T
+
+
+def mode_around(
+    phi: Tensor,
+    start: Tensor,
+    prior_mean: Tensor,
+    unwhiten: Callable[[Tensor], Tensor],
+    log_likelihood: Callable[[Tensor], Tensor],
+    *,
+    tolerance: float = 1e-6,
+) -> Tensor:
+    """Return the weights that maximise a concave log likelihood with any Gaussian prior.
+
+        W* = M + L u*,   u* = argmax_u  ℓ(Wφ_1 … Wφ_N) − ½ ‖u‖²,   W = M + L u
+
+    L is the whole of the prior, whatever its family, and neither it nor the covariance L Lᵀ is ever
+    formed or inverted. In these units the prior's curvature is one.
+
+    Args:
+        phi: features, ``(N, D)``.
+        start: where to begin, in coordinates u, ``(K, D)``.
+        prior_mean: prior mean M, ``(K, D)``.
+        unwhiten: L, as the prior's family has it.
+        log_likelihood: of logits ``(N, K)``, summed over rows; concave.
+        tolerance: largest gradient in these units, per root of a row, at which to stop.
+
+    Returns:
+        The coordinates u*, ``(K, D)``.
+    """
+    known = phi @ prior_mean.T  # (N, K)
+
+    def goal(u: Tensor) -> Tensor:
+        return 0.5 * u.square().sum() - log_likelihood(known + phi @ unwhiten(u).T)
+
+    return descend(goal, start, tolerance=tolerance * len(phi) ** 0.5)[0]

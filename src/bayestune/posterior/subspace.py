@@ -8,6 +8,7 @@ KN² + DN numbers instead of KD². (Woodbury's identity, in a basis that all cla
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,9 @@ from torch import Tensor
 
 from bayestune.posterior import dense
 from bayestune.posterior.normals import drawn_normals
+
+#: Numbers (K, R, R) up to which the span grows.
+_NUMBERS = 2**27
 
 
 class Spread(NamedTuple):
@@ -59,12 +63,8 @@ def kl(mean: Tensor, spread: Spread, prior_mean: Tensor, prior_variance: Tensor)
         The divergence in nats, a scalar.
     """
     second_moment = marginal_scale(spread).square() + (mean - prior_mean).square()
-    D, R = spread.basis.shape
-    log_determinant = torch.linalg.slogdet(spread.factor).logabsdet.sum()
-    log_determinant = log_determinant + len(mean) * (D - R) * spread.rest.log()
-    return 0.5 * (second_moment / prior_variance - 1 + torch.log(prior_variance)).sum() - (
-        log_determinant
-    )
+    energy = second_moment / prior_variance - 1 + torch.log(prior_variance)
+    return 0.5 * (energy.sum() - log_determinant(spread))
 
 
 def prior_variance(mean: Tensor, spread: Spread, prior_mean: Tensor) -> Tensor:
@@ -97,9 +97,68 @@ def sample(
     Returns:
         Draws, ``(S, K, D)``.
     """
-    inside = dense.sample(mean @ spread.basis, spread.factor, samples, generator)  # (S, K, R)
-    free = mean + spread.rest * drawn_normals((samples, *mean.shape), mean, generator)
-    return free + (inside - free @ spread.basis) @ spread.basis.T
+    return mean + unwhiten(spread, drawn_normals((samples, *mean.shape), mean, generator))
+
+
+def unwhiten(spread: Spread, u: Tensor) -> Tensor:
+    """Return V L_k Vᵀu_k + r (I − V Vᵀ) u_k ``(..., K, D)``, of covariance S_k for normal u."""
+    along = u @ spread.basis  # (..., K, R)
+    inside = dense.unwhiten(spread.factor, along)
+    return spread.rest * u + (inside - spread.rest * along) @ spread.basis.T
+
+
+def log_determinant(spread: Spread) -> Tensor:
+    """Return log det of the covariance of all weights, a scalar."""
+    D, R = spread.basis.shape
+    free = 2 * len(spread.factor) * (D - R)
+    return dense.log_determinant(spread.factor) + free * spread.rest.log()
+
+
+def absorb(spread: Spread, phi: Tensor, own: Tensor, like: Spread | None = None) -> Spread:
+    """Return the spread after rows of known curvature, of the old one as their prior.
+
+    The span takes in what the rows have outside it, and within it the posterior is exact; what is
+    left outside counts as isotropic, too,
+
+        r'⁻² = r⁻² + Σ_nk c_nk ‖(I − V Vᵀ)φ_n‖² / (K (D − R))
+
+    which is nothing as long as the blocks hold no more than 2²⁷ numbers (512 MB in fp32), and the
+    result is exact. Beyond, only the directions of most energy are taken in.
+
+    Args:
+        spread: factors, basis and deviation outside before.
+        phi: features, ``(N, D)``.
+        own: curvatures c of the rows in each logit, ``(N, K)``.
+        like: an earlier result, whose basis is to be taken.
+
+    Returns:
+        Factors and basis of the wider span, deviation outside.
+    """
+    K, R = spread.factor.shape[:2]
+    basis = _widened(phi, spread.basis, K) if like is None else like.basis
+    D, wider = basis.shape
+    factor = spread.rest * torch.eye(wider, dtype=phi.dtype, device=phi.device).repeat(K, 1, 1)
+    factor[:, :R, :R] = spread.factor
+    x = phi @ basis  # (N, wider)
+    rest = spread.rest
+    if wider < D:
+        beyond = own.sum(1) @ outside(phi, x) / (K * (D - wider))
+        rest = (rest.square().reciprocal() + beyond).rsqrt()
+    return Spread(dense.absorb(factor, x, own), basis, rest)
+
+
+def _widened(phi: Tensor, basis: Tensor, num_classes: int) -> Tensor:
+    """Return the basis with what features ``(N, D)`` have outside it, as far as it may grow."""
+    D, R = basis.shape
+    most = min(D, max(R, math.isqrt(_NUMBERS // num_classes))) - R
+    off = phi
+    for _ in range(2):  # once more for what rounding left inside
+        off = off - (off @ basis) @ basis.T
+    values, rows = torch.linalg.eigh(off @ off.T)
+    kept = values > phi.square().sum() * torch.finfo(torch.float32).eps ** 2
+    kept &= torch.arange(len(values), device=phi.device) >= len(values) - most
+    added = torch.linalg.qr(torch.cat([basis, off.T @ rows[:, kept] / values[kept].sqrt()], 1)).Q
+    return torch.cat([basis, added[:, R:]], 1)
 
 
 def marginal_scale(spread: Spread) -> Tensor:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from bayestune.weights.contextual import ContextualWeights
-from bayestune.weights.distribution import Drawing, MixedRowsError, WeightDistribution
+from bayestune.weights.distribution import (
+    Drawing,
+    MixedRowsError,
+    WeightDistribution,
+    distribution_of,
+)
 from bayestune.weights.dropout import DropoutWeights, dropout_sites
 from bayestune.weights.gaussian import GaussianWeights
 from bayestune.weights.inducing import InducedWeights, Inducing
@@ -35,6 +40,7 @@ __all__ = [
     "Site",
     "SwagWeights",
     "WeightDistribution",
+    "distribution_of",
     "dropout_sites",
     "head_site",
     "sites",

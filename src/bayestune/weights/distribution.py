@@ -260,6 +260,12 @@ def block_rows(site: str, x: Tensor, held: Drawing) -> int:
     )
 
 
+def distribution_of(model: nn.Module) -> WeightDistribution | None:
+    """Return the distribution over weights that a model's passes go through; None without one."""
+    hooks = (hook for module in model.modules() for hook in module._forward_hooks.values())
+    return next((hook.weights for hook in hooks if isinstance(hook, _Hook)), None)
+
+
 class _Hook:
     """Adds the noise of one site to the value of its map."""
 
