@@ -1,4 +1,4 @@
-"""The contract of an adapter: files, heads, precision and neighbours."""
+"""The contract of an adapter: files, heads and precision."""
 
 from __future__ import annotations
 
@@ -12,17 +12,15 @@ from peft import (
     AutoPeftModelForSequenceClassification,
     PeftConfig,
     PeftModel,
-    get_peft_model,
     get_peft_model_state_dict,
 )
-from peft.tuners.lora.conversion import convert_to_lora
 from peft_tiny import LABELS, adapted, exactly, inputs, logits, tiny
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 
 class FileContract(ContractBase):
-    """Saving, loading, copying, converting."""
+    """Saving, loading, copying."""
 
     @KINDS
     def test_saves_and_loads_every_bit(self, kind: str, tmp_path: Path) -> None:
@@ -50,7 +48,7 @@ class FileContract(ContractBase):
         expected = {"base_model.model.score.weight"} | {
             f"base_model.model.{name}.{parameter}"
             for name, layer in adapted(model)
-            for parameter in layer.adapter_layer_names
+            for parameter, _ in self.parameters(layer, "default")
         }
         assert load_file(tmp_path / "adapter_model.safetensors").keys() == expected
         assert {p.suffix for p in tmp_path.iterdir()} == {".json", ".safetensors", ".md"}
@@ -60,6 +58,7 @@ class FileContract(ContractBase):
         config = self.make_config(**settings, layers_to_transform=[0, 1], task_type="SEQ_CLS")
         config.save_pretrained(tmp_path)
         text = (tmp_path / "adapter_config.json").read_text()
+        assert json.loads(text)["peft_type"] == config.peft_type.value
         assert json.loads(text)["target_modules"] == ["q_proj", "v_proj"]
         assert json.loads(text)["exclude_modules"] == ["a", "b"]
         again = PeftConfig.from_pretrained(tmp_path)
@@ -91,21 +90,19 @@ class FileContract(ContractBase):
         lazy = PeftModel.from_pretrained(
             tiny(dtype=torch.bfloat16), tmp_path, low_cpu_mem_usage=True
         )
-        kept = get_peft_model(
-            tiny(dtype=torch.bfloat16),
-            self.make_config(target_modules=["q_proj", "v_proj"]),
-            autocast_adapter_dtype=False,
-        )
-        for one in (model, again, lazy, kept):
+        for one in (model, again, lazy):
             for _, layer in adapted(one):
-                for name in layer.adapter_layer_names:
-                    assert getattr(layer, name)["default"].dtype == torch.float32
-        for one in (again, lazy):
-            exactly(logits(one), logits(model))
+                for name, parameter in self.parameters(layer, "default"):
+                    assert parameter.dtype == torch.float32, name
+        exactly(logits(again), logits(model))
+        # PEFT's LoRA goes through the base's precision on this way, and loses some of its own.
+        rounding = 0.0 if self.lazy_is_exact else 2**-8
+        for one, relative in ((again, 0.0), (lazy, rounding)):
             for key, value in get_peft_model_state_dict(model).items():
-                exactly(get_peft_model_state_dict(one)[key], value)
+                found = get_peft_model_state_dict(one)[key]
+                torch.testing.assert_close(found, value, rtol=relative, atol=0)
         out = again(**inputs())
-        assert logits(kept).dtype == torch.bfloat16
+        assert out.logits.dtype == torch.bfloat16
         out.logits.float().square().sum().backward()
         gradients = [p.grad for p in again.parameters() if p.requires_grad]
         assert all(g is not None and torch.isfinite(g).all() and g.any() for g in gradients)
@@ -136,11 +133,14 @@ class FileContract(ContractBase):
         again.load_adapter(str(tmp_path / "adapter"))
         exactly(logits(again), changed)
 
-    def test_peft_converts_it_to_lora(self) -> None:
-        model = self.wrap(tiny())
-        rank = model.peft_config["default"].r
-        _, state = convert_to_lora(model, rank=rank)
-        for name, layer in adapted(model):
-            key = f"base_model.model.{name}.lora_{{}}.weight"
-            delta = state[key.format("B")] @ state[key.format("A")]
-            torch.testing.assert_close(delta, self.dense_delta(layer, "default"))
+    def test_transformers_loads_the_folder_by_itself(self, tmp_path: Path) -> None:
+        tiny().save_pretrained(tmp_path / "base")
+        base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
+        model = self.wrap(base)
+        expected = logits(model)
+        model.save_pretrained(tmp_path / "adapter")
+        again = AutoModelForSequenceClassification.from_pretrained(
+            tmp_path / "adapter", num_labels=LABELS
+        )
+        exactly(logits(again), expected)
+        assert self.names(again) == self.names(model)

@@ -23,20 +23,26 @@ LINEAR = {
 }
 
 
-def tiny(kind: str = "llama", dtype: torch.dtype = torch.float32, layers: int = 2, seed: int = 0):
+def tiny(
+    kind: str = "llama",
+    dtype: torch.dtype = torch.float32,
+    layers: int = 2,
+    seed: int = 0,
+    width: int = 32,
+):
     """A random classifier with 3 labels in evaluation mode."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = _BUILD[kind](layers)
+        model = _BUILD[kind](layers, width)
     return model.to(dtype).eval()
 
 
-def _llama(layers: int) -> PreTrainedModel:
+def _llama(layers: int, width: int) -> PreTrainedModel:
     return LlamaForSequenceClassification(
         LlamaConfig(
             vocab_size=128,
-            hidden_size=32,
-            intermediate_size=48,
+            hidden_size=width,
+            intermediate_size=width * 3 // 2,
             num_hidden_layers=layers,
             num_attention_heads=4,
             num_key_value_heads=2,
@@ -47,12 +53,12 @@ def _llama(layers: int) -> PreTrainedModel:
     )
 
 
-def _bert(layers: int) -> PreTrainedModel:
+def _bert(layers: int, width: int) -> PreTrainedModel:
     return BertForSequenceClassification(
         BertConfig(
             vocab_size=128,
-            hidden_size=32,
-            intermediate_size=48,
+            hidden_size=width,
+            intermediate_size=width * 3 // 2,
             num_hidden_layers=layers,
             num_attention_heads=4,
             pad_token_id=0,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from contract import PeftContract
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft_tiny import tiny
 
@@ -16,6 +18,16 @@ from bayestune.weights import sites
 
 IDS = torch.tensor([[5, 9, 17, 3], [8, 8, 21, 40]])
 OPTIONS = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "task_type": "SEQ_CLS"}
+
+
+class TestContextual(PeftContract):
+    def make_config(self, **settings: Any) -> PeftConfig:
+        return ContextualLoraConfig(**{"r": 4, "lora_alpha": 6, "hidden": 8, **settings})
+
+    def disturb(self, layer: Any, adapter: str, generator: torch.Generator) -> None:
+        context = layer.lora_A[adapter].context
+        for weight in (layer.lora_B[adapter].weight, context.matrix.weight):
+            weight.copy_(0.3 * torch.randn(weight.shape, generator=generator, dtype=torch.float64))
 
 
 def adapted(config: type = ContextualLoraConfig, *, move: bool = True, **options) -> PeftModel:
@@ -107,7 +119,7 @@ def test_there_is_nothing_to_merge(merge) -> None:
 
 
 def test_there_is_no_lora_to_export(tmp_path) -> None:
-    with pytest.raises(ModelError, match=r"CONTEXTUAL_LORA.*a contextual one has no LoRA"):
+    with pytest.raises(ModelError, match=r"CONTEXTUAL_LORA.*no plain LoRA computes what another"):
         export_lora(adapted(), tmp_path)
 
 

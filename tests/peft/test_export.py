@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import (
     AutoPeftModelForSequenceClassification,
+    IA3Config,
     LoraConfig,
     PeftModel,
     get_peft_model,
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from bayestune.errors import ModelError
-from bayestune.peft import PolarConfig, export_lora
+from bayestune.peft import ContextualLoraConfig, PolarConfig, export_lora
 
 pytestmark = pytest.mark.filterwarnings(
     # PEFT 0.21 asks transformers for the old name of this property.
@@ -102,13 +103,46 @@ def test_a_merged_adapter_exports_the_same(tmp_path: Path) -> None:
         exactly(second[key], value)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lora_alpha": 3},
+        {"lora_alpha": 3, "use_rslora": True},
+        {"rank_pattern": {"q_proj": 3}, "alpha_pattern": {"v_proj": 7}},
+        {"rank_pattern": {"v_proj": 6}, "use_rslora": True, "init_lora_weights": "gaussian"},
+    ],
+)
+def test_a_lora_of_any_scale_becomes_one_of_scale_one(settings: dict, tmp_path: Path) -> None:
+    targets = ["q_proj", "v_proj"]
+    config = LoraConfig(**{"r": 2, "target_modules": targets, "task_type": "SEQ_CLS", **settings})
+    model = get_peft_model(tiny(), config)
+    generator = torch.Generator().manual_seed(3)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_(generator=generator)
+    export_lora(model, tmp_path)
+    written = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert written["lora_alpha"] == written["r"] and not written["use_rslora"]
+    assert written["alpha_pattern"] == written["rank_pattern"]
+    again = PeftModel.from_pretrained(tiny(), tmp_path)
+    torch.testing.assert_close(logits(again), logits(model), rtol=1e-5, atol=1e-5)
+    assert (logits(model) - logits(tiny())).abs().max() > 0.1
+
+
 def test_refusals_say_what_to_do(tmp_path: Path) -> None:
     model = trained(tiny())
     with pytest.raises(ModelError, match=r"no adapter 'defalt'\. Did you mean 'default'\?"):
         export_lora(model, tmp_path, adapter_name="defalt")
     with pytest.raises(ModelError, match="needs a PeftModel, got LlamaForSequenceClassification"):
         export_lora(tiny(), tmp_path)
-    lora = get_peft_model(tiny(), LoraConfig(r=2, target_modules=["q_proj"]))
-    with pytest.raises(ModelError, match=r"'default' is LORA.*save_pretrained"):
-        export_lora(lora, tmp_path)
+    common = {"r": 2, "target_modules": ["q_proj"], "task_type": "SEQ_CLS"}
+    for config, words in (
+        (ContextualLoraConfig(**common), "The adapter is CONTEXTUAL_LORA"),
+        (IA3Config(target_modules=["q_proj"], feedforward_modules=[]), "The adapter is IA3"),
+        (LoraConfig(**common, use_dora=True), "q_proj: the update is not a product"),
+        (LoraConfig(r=2, target_modules=["embed_tokens"]), "embed_tokens: the update is not"),
+        (LoraConfig(**common, init_lora_weights="olora"), "init_lora_weights='olora'"),
+    ):
+        with pytest.raises(ModelError, match=words):
+            export_lora(get_peft_model(tiny(), config), tmp_path)
     assert not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from contract import PeftContract
+from contract import AdditiveContract
 from peft import PeftConfig, get_peft_model
 from peft_tiny import adapted, inputs, tiny
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-class TestPolar(PeftContract):
+class TestPolar(AdditiveContract):
     def make_config(self, **settings: Any) -> PeftConfig:
         return PolarConfig(**{"r": 4, "alpha": 6.0, **settings})
 

@@ -1,18 +1,21 @@
-"""Quantised base layers through PEFT's backend interface, with a stand-in for a quantiser."""
+"""Quantised base layers: PEFT's backend interface with a stand-in, and quantisers that run here."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from peft.utils.quantization_utils import ForwardOnlyQuantizationBackend, QuantizationBackend
+from peft_tiny import adapted, inputs, logits, tiny
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig, TorchAoConfig
 
 from bayestune.errors import ModelError
-from bayestune.peft import PolarConfig, additive, targets
+from bayestune.peft import ContextualLoraConfig, PolarConfig, additive, targets
 
 pytestmark = pytest.mark.filterwarnings(
     # PEFT does not know the stand-in's class and says so.
@@ -98,3 +101,59 @@ def test_forward_only_backends_train_but_do_not_merge(monkeypatch: pytest.Monkey
 def test_a_layer_without_a_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelError, match="'0' is a Grid, but only linear layers"):
         adapt(monkeypatch, None)
+
+
+def quantiser(name: str) -> Any:
+    """transformers' settings of a real quantiser, where it is installed."""
+    if name.startswith("torchao"):
+        config = pytest.importorskip("torchao.quantization").Int8WeightOnlyConfig()
+        return TorchAoConfig(config)
+    pytest.importorskip("bitsandbytes")
+    if name == "bitsandbytes 4 bits":
+        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+    return BitsAndBytesConfig(load_in_8bit=True)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the quantisers, about precisions and kernels
+@pytest.mark.parametrize("config", [PolarConfig, ContextualLoraConfig])
+@pytest.mark.parametrize("name", ["bitsandbytes 8 bits", "bitsandbytes 4 bits", "torchao 8 bits"])
+def test_a_quantised_transformer_is_adapted_trained_and_loaded(
+    name: str, config: type, tmp_path: Path
+) -> None:
+    settings = quantiser(name)
+    tiny(width=128).save_pretrained(tmp_path / "base")
+
+    def base() -> Any:
+        return AutoModelForSequenceClassification.from_pretrained(
+            tmp_path / "base", num_labels=3, quantization_config=settings, device_map="cpu"
+        )
+
+    plain = base()
+    before = logits(plain)
+    model = get_peft_model(plain, config(r=4, target_modules="all-linear", task_type="SEQ_CLS"))
+    torch.testing.assert_close(logits(model), before)
+    assert len(list(adapted(model))) == 2 * 7
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert {p.dtype for p in trained} == {torch.float32}
+    optimizer = torch.optim.Adam(trained, lr=0.01)
+    losses = []
+    for _ in range(4):
+        loss = model(**inputs(), labels=torch.tensor([0, 1, 2])).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    assert losses[-1] < losses[0] - 0.1
+    after = logits(model)
+    model.save_pretrained(tmp_path / "adapter")
+    torch.testing.assert_close(
+        logits(PeftModel.from_pretrained(base(), tmp_path / "adapter")), after
+    )
+    if config is ContextualLoraConfig:
+        return
+    _, layer = next(adapted(model))
+    exact = layer.get_base_weight().float() + layer.get_delta_weight("default").detach()
+    model.merge_adapter()
+    error = (layer.get_base_weight().float() - exact).abs().max() / exact.abs().max()
+    # Half the largest step of four normal bits is 0.152 of a block's largest weight.
+    assert 0 < error < (0.16 if "4" in name else 0.005)

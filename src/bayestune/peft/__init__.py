@@ -10,11 +10,11 @@ from bayestune.peft.contextual import (
     ContextualLoraModel,
     has_context,
 )
-from bayestune.peft.export import export_lora
+from bayestune.peft.export import export_lora, lora_factors, lora_settings, write_lora
 from bayestune.peft.layer import PolarLinear
 from bayestune.peft.model import PolarModel
 from bayestune.peft.register import MethodKey, method_key, register
-from bayestune.peft.report import AdapterRow, adapter_report
+from bayestune.peft.report import AdapterRow, adapter_report, summarise
 from bayestune.peft.tuner import LinearTuner
 
 __all__ = [
@@ -31,8 +31,12 @@ __all__ = [
     "adapter_report",
     "export_lora",
     "has_context",
+    "lora_factors",
+    "lora_settings",
     "method_key",
     "register",
+    "summarise",
+    "write_lora",
 ]
 
 register("POLAR", PolarConfig, PolarModel)

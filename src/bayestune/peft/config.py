@@ -95,9 +95,12 @@ class PolarConfig(PeftConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain JSON types, sets sorted so that saved files are stable."""
-        plain = {k: sorted(v) if isinstance(v, set) else v for k, v in super().to_dict().items()}
-        plain["peft_type"] = method_key("POLAR").value
-        return plain
+        return {**stable(super().to_dict()), "peft_type": method_key("POLAR").value}
+
+
+def stable(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings with their sets sorted, so that they are the same text every time."""
+    return {k: sorted(v) if isinstance(v, set) else v for k, v in settings.items()}
 
 
 def _as_set(names: Any) -> Any:

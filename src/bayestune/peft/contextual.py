@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bayestune.errors import ConfigError, ModelError
+from bayestune.peft.config import stable
 from bayestune.peft.register import method_key
+from bayestune.peft.targets import check_name
 
 __all__ = ["Context", "ContextualDown", "ContextualLoraConfig", "ContextualLoraModel"]
 
@@ -44,8 +46,14 @@ class ContextualLoraConfig(LoraConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = method_key(_NAME)
+        if self.modules_to_save is not None:
+            self.modules_to_save = list(self.modules_to_save)  # PEFT extends it in place
         if self.hidden < 1:
             raise ConfigError(f"hidden must be a whole number of at least 1, got {self.hidden!r}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as plain JSON types, sets sorted so that saved files are stable."""
+        return {**stable(super().to_dict()), "peft_type": method_key(_NAME).value}
 
 
 class Context(nn.Module):
@@ -105,6 +113,7 @@ class ContextualLoraModel(LoraModel):
         current_key: str,
         **options: Any,
     ) -> None:
+        check_name(adapter_name)
         super()._create_and_replace(
             lora_config, adapter_name, target, target_name, parent, current_key, **options
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from bayestune.geometry.rank import stable_rank_lora
 from bayestune.geometry.stiefel import orthogonality_error, wide_dtype
 from bayestune.peft.layer import PolarLinear
 
-__all__ = ["AdapterRow", "adapter_report"]
+__all__ = ["AdapterRow", "adapter_report", "summarise"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,15 @@ def adapter_report(model: nn.Module) -> list[AdapterRow]:
                     left = layer.scaling[adapter] * B.weight
                     rows.append(_row(name, adapter, left, A.weight.T, 0.0, 0.0))
     return rows
+
+
+def summarise(rows: Sequence[AdapterRow]) -> dict[str, float]:
+    """Return what stands for all rows: the mean stable rank and the largest orthogonality error."""
+    worst = (max(row.orthogonality_X, row.orthogonality_Y) for row in rows)
+    return {
+        "stable_rank": sum(row.stable_rank for row in rows) / max(1, len(rows)),
+        "orthogonality_error": max(worst, default=0.0),
+    }
 
 
 def _row(

@@ -18,7 +18,16 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from bayestune.errors import ModelError, nearest
 
-__all__ = ["check_targets", "is_adaptable"]
+__all__ = ["check_name", "check_targets", "is_adaptable"]
+
+
+def check_name(adapter_name: str) -> None:
+    """Raise ModelError for a name that no parameter can have: half a layer would carry it."""
+    if not adapter_name or "." in adapter_name:
+        raise ModelError(
+            f"An adapter cannot be called {adapter_name!r}: its name is part of the names of "
+            "parameters. Give one that is not empty and has no dot."
+        )
 
 
 def is_adaptable(module: nn.Module, **quantization: Any) -> bool:

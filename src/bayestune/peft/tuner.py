@@ -15,7 +15,7 @@ from torch import nn
 
 from bayestune.errors import ModelError
 from bayestune.peft.additive import AdditiveLinear
-from bayestune.peft.targets import check_targets
+from bayestune.peft.targets import check_name, check_targets
 
 __all__ = ["LinearTuner"]
 
@@ -52,6 +52,7 @@ class LinearTuner(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
+        check_name(adapter_name)
         if isinstance(target, self.tuner_layer_cls):
             target.update_layer(adapter_name, peft_config)
             return
