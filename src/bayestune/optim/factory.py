@@ -58,7 +58,7 @@ def build(
 
 
 def for_trainer(lr: float, **options: Any) -> tuple[Callable[[], Any], dict[str, Any]]:
-    """Return the value for ``Trainer(optimizer_cls_and_kwargs=...)``.
+    """Return the value for ``optimizer_cls_and_kwargs`` of `Trainer` or `hf.BayesTrainer`.
 
     The Trainer calls a first element that is not an optimiser class without arguments and what
     this returns with the model. It does not pass its own ``learning_rate``, ``weight_decay`` or
