@@ -213,7 +213,7 @@ def test_the_posterior_holds_all_but_the_mean(saved_kind) -> None:
         return set(load_file(saved_kind(kind)[1] / "model" / "posterior.safetensors"))
 
     prior = {"head.prior_mean", "head.log_prior_variance", "head.feature_energy"}
-    density = {"density.means", "density.whitening", "density.present"}
+    density = {f"density.{n}" for n in ("means", "whitening", "present", "counts", "shrinkage")}
     assert names("diagonal") == {"head.log_scale"} | prior | density
     assert names("dense") == {"head.factor"} | prior | density
     assert names("point") == {"head.feature_energy"} | density

@@ -11,6 +11,7 @@ from bayestune.errors import StoreError
 from bayestune.files import read_json, write_json
 from bayestune.guarantees import Guarantees
 from bayestune.model import BayesModel
+from bayestune.store.card import write_card
 from bayestune.store.manifest import MANIFEST, digest_of, model_folder, read_manifest
 
 FORMAT = 1
@@ -22,8 +23,8 @@ logger = logging.getLogger(__name__)
 def save_guarantees(model: BayesModel, path: str | Path) -> Path:
     """Write what a model promises beside it as it lies there, in the place of what it promised.
 
-    The model itself is not written again: what was changed by loading it (``base``, ``device``)
-    stays out of its folder.
+    Its card states the new promises. The model itself is not written again: what was changed by
+    loading it (``base``, ``device``) stays out of its folder.
 
     Args:
         model: loaded from there and calibrated.
@@ -37,6 +38,7 @@ def save_guarantees(model: BayesModel, path: str | Path) -> Path:
     """
     folder = model_folder(path)
     write_guarantees(model, folder, read_manifest(folder)["digest"])
+    write_card(folder)
     return folder / GUARANTEES
 
 

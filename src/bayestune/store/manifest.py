@@ -32,13 +32,10 @@ def manifest_of(model: BayesModel, checksums: dict[str, str]) -> dict[str, Any]:
     import peft
     import transformers
 
-    head: dict[str, Any] = {"kind": type(model.head).__name__}
-    if isinstance(model.head, GaussianHead):
-        head |= {"family": model.head.family, "prior": model.head.prior}
     manifest = {
         "format": FORMAT,
         "method": model.method.name,
-        "head": head,
+        "head": head_facts(model),
         "task": model.task.schema(),
         **({"scaling": asdict(model.scaling)} if model.task.kind == "regression" else {}),
         "pooling": model.backbone.pooling,
@@ -61,6 +58,14 @@ def manifest_of(model: BayesModel, checksums: dict[str, str]) -> dict[str, Any]:
         "checksums": checksums,
     }
     return {**manifest, "digest": digest_of(manifest)}
+
+
+def head_facts(model: BayesModel) -> dict[str, Any]:
+    """Return which head a model has."""
+    facts: dict[str, Any] = {"kind": type(model.head).__name__}
+    if isinstance(model.head, GaussianHead):
+        facts |= {"family": model.head.family, "prior": model.head.prior}
+    return facts
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -103,7 +108,10 @@ def model_folder(path: str | Path) -> Path:
     if not path.exists():
         raise StoreError(f"{path} does not exist; expected a run or a model saved by bayestune.")
     if (path / "adapter_config.json").is_file():
-        raise StoreError(f"{path} is a PEFT adapter without {MANIFEST}: it has no posterior.")
+        raise StoreError(
+            f"{path} is a PEFT adapter without {MANIFEST}. One that a BayesTrainer has saved is "
+            "opened by bt.hf.to_bayes_model, whose save writes what is expected here."
+        )
     hint = ""
     if (path / UNFINISHED).exists():
         hint = " Its training did not finish: continue it with bayestune train --resume."

@@ -4,7 +4,8 @@ adapter_config.json, adapter_model.safetensors    what stock PEFT loads: the mea
 posterior.safetensors                              everything else that defines the posterior
 bayestune.json                                     format, method, task, prompt, checksums
 guarantees.json                                    sets and abstention, where it is calibrated
-README.md                                          how it is loaded, here and by stock PEFT
+evaluation.json, reliability-….png                 what was measured of it, where it was
+README.md                                          the card: all of this in words
 tokenizer files                                    so that the folder stands alone
 """
 
@@ -20,25 +21,25 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bayestune import methods
-from bayestune.backbone import resolve
+from bayestune.backbone import SharedBases, resolve
 from bayestune.config import Recipe, from_mapping
 from bayestune.data import Scaling, Task
 from bayestune.errors import BayestuneError, ModelError, StoreError
 from bayestune.files import checksum, new_folder, under, verify, write_json
 from bayestune.finalize import require_predictive
-from bayestune.head import GaussianHead, GenerativeHead, LinearHead, OrdinalHead
+from bayestune.head import GaussianHead, GenerativeHead, LinearHead, Noise, OrdinalHead
 from bayestune.metrics import Density
 from bayestune.model import BayesModel, assemble
-from bayestune.store.card import card
+from bayestune.store.card import write_card
 from bayestune.store.guarantees import read_guarantees, write_guarantees
 from bayestune.store.manifest import MANIFEST, manifest_of, model_folder, read_manifest
 
 ADAPTER = "adapter_model.safetensors"
 POSTERIOR = "posterior.safetensors"
 _DENSITY = "density."
-_WEIGHTS = "weights."
-_METADATA = {"format": "pt"}
-_HEADS = {kind.__name__: kind for kind in (GaussianHead, LinearHead, GenerativeHead, OrdinalHead)}
+WEIGHTS = "weights."
+METADATA = {"format": "pt"}
+HEADS = {kind.__name__: kind for kind in (GaussianHead, LinearHead, GenerativeHead, OrdinalHead)}
 _CHECKED = (ADAPTER, "adapter_config.json", POSTERIOR)
 
 
@@ -63,16 +64,16 @@ def save(model: BayesModel, path: str | Path) -> Path:
         )
     with new_folder(path) as folder:
         model.backbone.peft_model.save_pretrained(folder)
-        save_file(_without_posterior(load_file(folder / ADAPTER)), folder / ADAPTER, _METADATA)
-        _save_tokenizer(model.tokenizer, folder)
-        save_file(_posterior_tensors(model), folder / POSTERIOR, _METADATA)
-        (folder / "README.md").write_text(card(model), encoding="utf-8")
+        save_file(_without_posterior(load_file(folder / ADAPTER)), folder / ADAPTER, METADATA)
+        save_tokenizer(model.tokenizer, folder)
+        save_file(posterior_tensors(model), folder / POSTERIOR, METADATA)
         for file in folder.iterdir():
             file.chmod(0o644)
         checksums = {name: checksum(folder / name) for name in _CHECKED}
         manifest = manifest_of(model, checksums)
         write_json(folder / MANIFEST, manifest)
         write_guarantees(model, folder, manifest["digest"])
+        write_card(folder)
     return path
 
 
@@ -83,6 +84,7 @@ def load(
     device: str | None = None,
     dtype: str | None = None,
     samples: int | None = None,
+    bases: SharedBases | None = None,
 ) -> BayesModel:
     """Load a saved model (or the model of a run) as it was, bit by bit.
 
@@ -92,6 +94,7 @@ def load(
         device: where to; the recipe's where absent.
         dtype: of the frozen weights; the one it was trained in where absent.
         samples: draws of the posterior, 0 for its mean; as the recipe says where absent.
+        bases: backbones of models loaded before, whose weights are shared where they are the same.
 
     Raises:
         ConfigError: if ``samples`` is out of range.
@@ -101,17 +104,17 @@ def load(
     folder = model_folder(path)
     manifest = read_manifest(folder)
     try:
-        recipe = _recipe(manifest, {"model": base, "device": device, "dtype": dtype})
+        recipe = read_recipe(manifest, {"model": base, "device": device, "dtype": dtype})
         task = Task.from_schema(manifest["task"])
         scaling = Scaling(**manifest["scaling"]) if task.kind == "regression" else Scaling()
-        known, kind = manifest["base"], _HEADS[manifest["head"]["kind"]]
+        known, kind = manifest["base"], HEADS[manifest["head"]["kind"]]
         revision = known["revision"] if base is None else recipe.revision
         fingerprint, weights, trained = known["fingerprint"], known["weights"], known["dtype"]
         verify(folder, dict.fromkeys(_CHECKED, "") | manifest["checksums"])
     except (KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{folder / MANIFEST} is damaged: {error} is missing or wrong.") from error
     source = resolve(recipe.model, revision)
-    model = assemble(recipe, task, source=source, dtype=dtype or trained)
+    model = assemble(recipe, task, source=source, dtype=dtype or trained, bases=bases)
     # Other files may hold the same weights: a Hub model and its copy, or another way to cut them.
     if source.fingerprint != fingerprint and model.source.weights != weights:
         raise ModelError(
@@ -120,8 +123,8 @@ def load(
         )
     posterior = restore(model, kind, folder)
     if model.backbone.weights is not None:
-        model.backbone.weights.load(under(_WEIGHTS, posterior))
-    model.density = _density(posterior, task.outputs, model.head.in_features)  # pyright: ignore
+        model.backbone.weights.load(under(WEIGHTS, posterior))
+    model.density = read_density(posterior, task.outputs, model.head.in_features)  # pyright: ignore
     model.scaling = scaling
     model.notes = manifest.get("notes", {})
     if samples is not None:
@@ -142,12 +145,28 @@ def restore(model: BayesModel, kind: type[nn.Module], folder: Path) -> dict[str,
         posterior = load_file(folder / POSTERIOR)
     except (SafetensorError, OSError) as error:
         raise StoreError(f"{folder} is damaged: {error}.") from error
-    _restore_head(model, kind, posterior)
-    _restore_adapter(model, stored, posterior, folder)
+    fill(model, kind, stored, posterior, folder)
     return posterior
 
 
-def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
+def fill(
+    model: BayesModel,
+    kind: type[nn.Module],
+    stored: dict[str, Tensor],
+    posterior: dict[str, Tensor],
+    folder: Path,
+) -> None:
+    """Put the tensors of an adapter and of what stands beside it into a model.
+
+    Raises:
+        StoreError: if they do not fit the model, naming the folder they are from.
+    """
+    _restore_head(model, kind, posterior)
+    _restore_adapter(model, stored, posterior, folder)
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write the files of a tokenizer."""
     try:
         tokenizer.save_pretrained(folder)
     except Exception as error:
@@ -162,21 +181,24 @@ def _without_posterior(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k: v for k, v in state.items() if ".score." not in k or k.endswith("score.weight")}
 
 
-def _posterior_tensors(model: BayesModel) -> dict[str, Tensor]:
+def posterior_tensors(model: BayesModel) -> dict[str, Tensor]:
+    """Return all that defines the posterior beside what PEFT saves."""
     tensors = {f"head.{k}": v for k, v in model.head.posterior_tensors().items()}  # pyright: ignore
     adapter = model.backbone.peft_model.peft_config["default"]
     if adapter.task_type != "SEQ_CLS" and not isinstance(model.head, GenerativeHead):
         # An encoder's adapter folder has no place for the mean; it stands here.
         tensors["score.weight"] = model.head.weight.detach()  # pyright: ignore
     if model.backbone.weights is not None:
-        tensors |= {_WEIGHTS + k: v for k, v in model.backbone.weights.tensors().items()}
+        tensors |= {WEIGHTS + k: v for k, v in model.backbone.weights.tensors().items()}
     if model.density is not None:
-        for name in ("means", "whitening", "present"):
-            tensors[_DENSITY + name] = getattr(model.density, name)
+        for name in ("means", "whitening", "present", "counts", "shrinkage"):
+            if (tensor := getattr(model.density, name)) is not None:
+                tensors[_DENSITY + name] = tensor
     return {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
 
 
-def _recipe(manifest: dict[str, Any], changes: dict[str, str | None]) -> Recipe:
+def read_recipe(manifest: dict[str, Any], changes: dict[str, str | None]) -> Recipe:
+    """Return the recipe of a stored model with some keys changed."""
     given = {key: value for key, value in changes.items() if value is not None}
     data = {**manifest["recipe"], **given}
     try:
@@ -188,19 +210,22 @@ def _recipe(manifest: dict[str, Any], changes: dict[str, str | None]) -> Recipe:
 
 def _restore_head(model: BayesModel, kind: type[nn.Module], posterior: dict[str, Tensor]) -> None:
     """Give the model a head of the stored kind: a refreshed point head has become Gaussian."""
-    head = model.head
+    head: Any = model.head
     if type(head) is not kind:
-        options: dict[str, Any] = {
-            "in_features": head.in_features,
-            "num_classes": head.num_classes,
-        }
-        if kind in (GaussianHead, LinearHead):
-            options["noise"] = head.noise
-        head = kind(**options)
+        noise = getattr(head, "noise", None)
+        head = new_head(kind, head.in_features, head.num_classes, noise)
     head.load_posterior(  # pyright: ignore[reportCallIssue]
         under("head.", posterior)
     )
     model.set_head(head.to(model.backbone.device))
+
+
+def new_head(kind: type[nn.Module], in_features: int, classes: int, noise: Noise | None) -> Any:
+    """Return a head of a stored kind, which its tensors are to be put into."""
+    options: dict[str, Any] = {"in_features": in_features, "num_classes": classes}
+    if kind in (GaussianHead, LinearHead):
+        options["noise"] = noise
+    return kind(**options)
 
 
 def _restore_adapter(
@@ -230,11 +255,14 @@ def _restore_adapter(
         model.head.weight.copy_(mean)  # pyright: ignore
 
 
-def _density(posterior: dict[str, Tensor], classes: int, width: int) -> Density | None:
+def read_density(posterior: dict[str, Tensor], classes: int, width: int) -> Density | None:
+    """Return the feature density of a stored model, if it has one."""
     parts = under(_DENSITY, posterior)
     if not parts:
         return None
     shapes = {"means": (classes, width), "whitening": (width, width), "present": (classes,)}
+    if "counts" in parts:  # which earlier versions did not keep
+        shapes |= {"counts": (classes,), "shrinkage": ()}
     if {name: tuple(part.shape) for name, part in parts.items()} != shapes:
         raise StoreError(f"{POSTERIOR} has a feature density of other classes or features.")
     return Density(**parts)
@@ -244,4 +272,4 @@ def _is_empty(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
 
 
-__all__ = ["MANIFEST", "load", "model_folder", "restore", "save"]
+__all__ = ["MANIFEST", "fill", "load", "model_folder", "restore", "save"]
