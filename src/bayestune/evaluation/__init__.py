@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bayestune.evaluation.detection import SCORES, detection
 from bayestune.evaluation.evaluate import Evaluation, evaluate, score
+from bayestune.evaluation.record import record
 from bayestune.evaluation.regression import RegressionEvaluation, score_regression
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "RegressionEvaluation",
     "detection",
     "evaluate",
+    "record",
     "score",
     "score_regression",
 ]

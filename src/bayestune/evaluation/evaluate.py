@@ -14,8 +14,9 @@ from bayestune.errors import DataError
 from bayestune.evaluation.detection import detection, detection_intervals, to_json
 from bayestune.evaluation.guarantees import kept
 from bayestune.evaluation.regression import RegressionEvaluation, score_regression
-from bayestune.model import BayesModel, Texts
+from bayestune.model import BayesModel
 from bayestune.prediction import Prediction, RegressionPrediction
+from bayestune.preprocessor import Texts
 from bayestune.progress import Progress, silent
 
 

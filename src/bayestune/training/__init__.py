@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from bayestune.training.fit import fit
 from bayestune.training.run import Run
+from bayestune.training.trackers import wanted
 
-__all__ = ["Run", "fit"]
+__all__ = ["Run", "fit", "wanted"]

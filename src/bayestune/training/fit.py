@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from bayestune.training.loop import natural_deviations
 from bayestune.training.penalty import require_point
 from bayestune.training.run import Journal, Run
 from bayestune.training.session import Session
+from bayestune.training.trackers import Trackers, wanted
 
 #: What a fit may still change of a recipe that a model was built with.
 _OPEN = ("seed", "train", "finalize", "cache", "predict")
@@ -41,6 +42,7 @@ def fit(
     start: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    track: str | Iterable[str] = (),
     progress: Progress = shown,
     **overrides: Any,
 ) -> Run:
@@ -59,6 +61,7 @@ def fit(
             training of another (`Method.after`): the adapter and the mean are taken as they are.
         resume: continue an interrupted run in ``out``.
         overwrite: replace a run that lies in ``out``.
+        track: also log to these: ``tensorboard``, ``trackio``, ``wandb`` or ``mlflow``.
         progress: how to report.
         **overrides: ``seed=0`` and recipe keys of training and finalising, by short or dotted
             names (``epochs=3``, ``lr=1e-3``).
@@ -67,7 +70,8 @@ def fit(
         The record of the run.
 
     Raises:
-        ConfigError: for an unknown key, or one that is fixed when a model is built.
+        ConfigError: for an unknown key, or one that is fixed when a model is built; for a tracker
+            that is unknown, not installed or cannot be started.
         DataError: if the tasks are not the model's or have fewer than two classes or numbers.
         StoreError: if the run cannot be written, or one lies there already.
         NumericsError: if the loss stops being a number; the last checkpoint stays loadable.
@@ -75,6 +79,7 @@ def fit(
     started = time.monotonic()
     model.recipe = _with_overrides(model.recipe, overrides)
     folder = None if out is None else Path(out)
+    trackers = Trackers(wanted(track), folder)
     if resume and folder is None:
         raise ConfigError("resume needs the folder of the run to continue: give out.")
     if start is not None:
@@ -83,7 +88,7 @@ def fit(
     model.adopt(train)
     model.guarantees = None  # they were of the model as it was
     begun = None if start is None else start_from(model, start)
-    session = Session(model, train, val, Journal(folder), progress)
+    session = Session(model, train, val, Journal(folder), progress, trackers)
     return session.run(resume=resume, overwrite=overwrite, started=started, begun=begun)
 
 

@@ -42,7 +42,13 @@ def start(head: nn.Module, rows: Rows, phi: Tensor, indices: Sequence[int]) -> N
 
 
 def sample_weights(spec: str, names: LabelSet, labels: Tensor) -> Tensor | None:
-    """Return a weight per row, of mean one over the rows.
+    """Return a weight per row, of mean one over the rows; see `weights_of_classes`."""
+    per_class = weights_of_classes(spec, names, labels)
+    return None if per_class is None else per_class[labels].float()
+
+
+def weights_of_classes(spec: str, names: LabelSet, labels: Tensor) -> Tensor | None:
+    """Return what a row of each class weighs ``(K,)`` in float64, of mean one over the rows.
 
     Args:
         spec: ``none``, ``balanced`` (N / (K · count)) or ``name=weight,name=weight`` (others 1).
@@ -67,5 +73,4 @@ def sample_weights(spec: str, names: LabelSet, labels: Tensor) -> Tensor | None:
                 raise ConfigError(f"train.class_weights: {pair.strip()!r}: {error}") from error
             if not equals or not 0 < weight < math.inf:
                 raise ConfigError(f"train.class_weights: {pair.strip()!r} is not name=weight.")
-    rows = per_class[labels]
-    return (rows / rows.mean()).float()
+    return per_class / per_class[labels].mean()

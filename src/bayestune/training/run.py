@@ -58,22 +58,20 @@ class Journal:
         """Whether a run was begun here and not finished."""
         return self.out is not None and (self.out / UNFINISHED).exists()
 
-    def open(
-        self, recipe: Recipe, facts: Mapping[str, Any], *, resumed: bool, overwrite: bool
-    ) -> None:
-        """Create the folder, or continue in it.
-
-        Raises:
-            StoreError: if a new run is asked for where one lies already.
-        """
-        if self.out is None:
+    def require_free(self, *, overwrite: bool) -> None:
+        """Raise StoreError if a run lies here that is not to be replaced or continued."""
+        if self.out is None or overwrite:
             return
-        lies = any((self.out / name).exists() for name in ("model", CHECKPOINT, RACE))
-        if lies and not resumed and not overwrite:
+        if any((self.out / name).exists() for name in ("model", CHECKPOINT, RACE)):
             raise StoreError(
                 f"{self.out} already holds a run; give another folder, --resume to continue it or "
                 "--overwrite to replace it."
             )
+
+    def open(self, recipe: Recipe, facts: Mapping[str, Any], *, resumed: bool) -> None:
+        """Create the folder, or continue in it."""
+        if self.out is None:
+            return
         write_text(self.out / UNFINISHED, "This run was not finished.\n")
         write_text(self.out / "recipe.yaml", yaml.safe_dump(to_mapping(recipe), sort_keys=False))
         write_json(self.out / "env.json", {**environment(), **facts})

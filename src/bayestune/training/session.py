@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bayestune.config import to_mapping
 from bayestune.data import Task
 from bayestune.errors import ModelError
 from bayestune.finalize import Features, Rows
@@ -19,8 +21,9 @@ from bayestune.head import GenerativeHead
 from bayestune.head.precision import wide_device
 from bayestune.methods import Parts
 from bayestune.metrics import Density, fit_density
+from bayestune.metrics.drift import SCORES, quantile_points
 from bayestune.model import BayesModel
-from bayestune.peft import adapter_report
+from bayestune.peft import adapter_report, summarise
 from bayestune.posterior.observed import LogitDraws, LogitMoments
 from bayestune.posterior.regression import RegressionPredictive
 from bayestune.progress import Advance, Progress
@@ -29,11 +32,15 @@ from bayestune.training.choose import candidates, delivered_losses, epochs_of, l
 from bayestune.training.loop import Loop
 from bayestune.training.members import optimise_members
 from bayestune.training.resume import Found, candidate, interrupted, proceed, save_state
-from bayestune.training.rows import prepare, start
-from bayestune.training.run import CHECKPOINT, RACE, Journal, Run
+from bayestune.training.rows import prepare, start, weights_of_classes
+from bayestune.training.run import CHECKPOINT, RACE, Journal, Run, environment
+from bayestune.training.trackers import Trackers, flat
 from bayestune.weights import MemberWeights
 
 logger = logging.getLogger(__name__)
+
+#: Rows that stand for what a model was trained on.
+REFERENCE_ROWS = 500
 
 
 class Session:
@@ -45,6 +52,7 @@ class Session:
         val: held-out examples, or None.
         journal: writes the run's folder.
         progress: how to report.
+        trackers: where epochs are logged besides; None for nowhere.
     """
 
     def __init__(
@@ -54,16 +62,24 @@ class Session:
         val: Task | None,
         journal: Journal,
         progress: Progress,
+        trackers: Trackers | None = None,
     ) -> None:
         self.model = model
         self.recipe = model.recipe
         self.journal = journal
         self.progress = progress
+        self.trackers = Trackers((), None) if trackers is None else trackers
         self.rows = prepare(model, train, self.recipe.train.class_weights)
         self.val = prepare(model, val) if val is not None else None
         self.kappa = 0.0
         self.kappas: dict[str, float] = {}
-        self.facts = {"train_hash": train.hash, "val_hash": val.hash if val else None}
+        self.facts: dict[str, Any] = {"train_hash": train.hash, "val_hash": None}
+        if val is not None:
+            self.facts["val_hash"] = val.hash
+        if self.rows.weights is not None:  # later rows are to count alike
+            spec = self.recipe.train.class_weights
+            per_class = weights_of_classes(spec, train.labels, self.rows.labels)
+            self.facts["class_weights"] = per_class.tolist()  # pyright: ignore
         self.own_cache = model.cache is None
         if self.own_cache:
             model.cache = model.new_cache()
@@ -92,9 +108,21 @@ class Session:
         found = interrupted(self) if resume else {}
         if resume and not found:
             logger.warning("%s holds no state to continue from; the run starts anew", out)
-        self.journal.open(
-            self.recipe, self.facts, resumed=bool(found), overwrite=overwrite or resume
-        )
+        self.journal.require_free(overwrite=overwrite or resume)
+        with self._tracked():
+            self.journal.open(self.recipe, self.facts, resumed=bool(found))
+            chosen = self._train_and_finish(found, begun)
+            self.trackers.log({"epoch": self.epochs, **flat(chosen)}, "final/")
+        if out is not None:
+            self.model.save(out / "model")
+            self.journal.close()
+        if self.own_cache:
+            self.model.cache = None
+        return Run(out, self.recipe, self.history, chosen, time.monotonic() - started)
+
+    def _train_and_finish(
+        self, found: Mapping[str, Found], begun: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
         device = self.model.backbone.device
         # The caller's global random numbers stay as they were.
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -111,13 +139,26 @@ class Session:
             **(begun or {}),
         }
         chosen |= self.finalize()
-        self.model.notes = {"chosen": chosen, "data": self.facts}
-        if out is not None:
-            self.model.save(out / "model")
-            self.journal.close()
-        if self.own_cache:
-            self.model.cache = None
-        return Run(out, self.recipe, self.history, chosen, time.monotonic() - started)
+        data = {**self.facts, **self._counts()}
+        self.model.notes = {"chosen": chosen, "data": data, "reference": self.reference()}
+        return chosen
+
+    def _counts(self) -> dict[str, int]:
+        return {"train_rows": len(self.rows), "val_rows": 0 if self.val is None else len(self.val)}
+
+    def _tracked(self) -> AbstractContextManager[None]:
+        """Hold the trackers open, the run's recipe, data and versions stored with them."""
+        config = {**to_mapping(self.recipe), **self.facts, **self._counts(), **environment()}
+        out, method = self.journal.out, self.model.method.name
+        name = f"{method}-{self.recipe.seed}" if out is None else out.resolve().name
+        return self.trackers.started(name, config, ["bayestune", method, self.model.task.kind])
+
+    def _track(self, rows: Iterable[dict[str, Any]], at: str = "") -> None:
+        """Log rows of epochs, those of an ensemble's members apart."""
+        members = isinstance(self.model.backbone.weights, MemberWeights)
+        for row in rows:
+            member = f"member_{row.get('member', 0)}/" if members else ""
+            self.trackers.log(row, at + member)
 
     def optimise(self, found: Mapping[str, Found] = MappingProxyType({})) -> None:
         """Fill the cache, choose the KL weight and train to the last epoch.
@@ -137,6 +178,7 @@ class Session:
         if CHECKPOINT in found:
             loop = proceed(self, *found[CHECKPOINT])
             self.journal.truncate(self.history)
+            self._track(self.history)
         else:
             torch.manual_seed(self.seed)
             # Features as training starts set the units of prior, posterior and rates.
@@ -145,6 +187,7 @@ class Session:
             start(self.model.head, self.rows, phi, some)
             loop = self._race(candidates(self.model), found)
             if loop.epoch > 0:
+                self._track(self.history)
                 save_state(self, loop, CHECKPOINT)
                 self.journal.drop(RACE)
         self._train(loop)
@@ -169,6 +212,20 @@ class Session:
         self.model.density = None if isinstance(head, GenerativeHead) else self.density(fit_rows)
         return ({"weights": settled} if settled else {}) | report
 
+    def reference(self) -> dict[str, Any]:
+        """Return how uncertain the model is of held-out rows, against which drift is measured.
+
+        Quantiles of every score, over at most 500 rows; of training rows where none are held out.
+        """
+        rows = self.val or self.rows
+        some = range(0, len(rows), -(-len(rows) // REFERENCE_ROWS))
+        observed = self.model.observe_encoded(rows.encoded.select(some))
+        mask = None if rows.mask is None else rows.mask[list(some)]
+        found = self.model.predict_features(observed, mask)
+        scores = [name for name in SCORES if hasattr(found, name)]
+        points = {name: quantile_points(getattr(found, name)) for name in scores}
+        return {"rows": "held-out" if self.val else "training", "n": len(some), **points}
+
     def _settle(self) -> dict[str, Any]:
         """Let the method make its distribution over the adapter's weights."""
         model = self.model
@@ -181,10 +238,7 @@ class Session:
         labels = rows.labels
         if self.model.task.kind == "regression":
             labels = torch.zeros(len(rows), dtype=torch.int64)
-        density = fit_density(rows.phi, labels, self.model.task.outputs)
-        return Density(
-            density.means.float().cpu(), density.whitening.float().cpu(), density.present.cpu()
-        )
+        return fit_density(rows.phi, labels, self.model.task.outputs).stored()
 
     def _observe(self, rows: Rows) -> LogitDraws | LogitMoments | None:
         """Return what random adapter weights say of rows; None where the adapter is a point."""
@@ -242,16 +296,18 @@ class Session:
         losses: dict[float, Tensor] = {}
         with self.progress("choosing the KL weight", len(kappas) * epochs * len(self.rows)) as bar:
             for kappa in kappas:
-                name = candidate(kappa)
+                name, at = candidate(kappa), f"race/kl_{kappa:g}/"
                 self._go_to(*start)
                 if name in found:
                     loop = proceed(self, *found[name])
+                    self._track(self.history, at)
                     self._validate(self.val)
                     bar(loop.epoch * len(self.rows))
                 else:
                     loop = self.new_loop(kappa)
                 while loop.epoch < epochs and not self._out_of_patience(loop.epoch):
                     self.history.append(self._run_epoch(loop, bar))
+                    self._track(self.history[-1:], at)
                     save_state(self, loop, name)
                 loops[kappa], losses[kappa], reached[kappa] = loop, self.losses, self._position()
         self.kappa = largest(losses)
@@ -294,6 +350,7 @@ class Session:
             while loop.epoch < self.epochs and not self._out_of_patience(loop.epoch):
                 self.history.append(self._run_epoch(loop, advance))
                 self.journal.line(self.history[-1])
+                self._track(self.history[-1:])
                 save_state(self, loop, CHECKPOINT)
 
     def _out_of_patience(self, epoch: int) -> bool:
@@ -303,11 +360,8 @@ class Session:
     def _evaluate_epoch(self, epoch: int) -> dict[str, Any]:
         report = adapter_report(self.model.backbone.peft_model)
         row: dict[str, Any] = {
-            "stable_rank": sum(r.stable_rank for r in report) / max(1, len(report)),
+            **summarise(report),
             "stable_ranks": {r.layer: round(r.stable_rank, 4) for r in report},
-            "orthogonality_error": max(
-                (max(r.orthogonality_X, r.orthogonality_Y) for r in report), default=0.0
-            ),
         }
         if self.val is None:
             return row
