@@ -15,10 +15,13 @@ from bayestune.cli import (
     demo,
     doctor,
     eval,
+    export,
     methods,
     predict,
     report,
+    serve,
     train,
+    update,
 )
 from bayestune.cli.console import logging_to_stderr
 from bayestune.cli.options import Debug
@@ -39,7 +42,6 @@ app = typer.Typer(
     name="bayestune",
     cls=Verbs,
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,  # brackets in help texts are meant, and plain help is faster
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -65,7 +67,10 @@ def root(
 app.command("train", short_help="Fine-tune a model.")(train.train)
 app.command("eval", short_help="Measure accuracy, calibration and OOD detection.")(eval.evaluate)
 app.command("calibrate", short_help="Guarantee sets and abstention.")(calibrate.calibrate)
+app.command("update", short_help="Learn from new labelled rows, without training.")(update.update)
 app.command("predict", short_help="Predict labels with their uncertainty.")(predict.predict)
+app.command("serve", short_help="Serve predictions over HTTP.")(serve.serve)
+app.command("export", short_help="Write a run for other software.")(export.export)
 app.command("bench", short_help="Compare methods on tasks.")(bench.bench)
 app.command("report", short_help="Write what a benchmark found.")(report.report)
 app.command("methods", short_help="List the methods.")(methods.methods)

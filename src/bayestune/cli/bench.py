@@ -107,7 +107,9 @@ def _run(plan: Plan, data: Path | None, device: str | None) -> None:
     from bayestune.progress import shown
 
     def report(cell: Cell, done: int) -> None:
-        what = cell.error or f"NLL {cell.metrics['nll']:.3f}"
+        what = cell.error or f"held-out NLL {cell.val_nll:.3f}"
+        if cell.metrics:
+            what = f"NLL {cell.metrics['nll']:.3f}"
         log.info("%d/%d: %s: %s", done, plan.total, cell.key, what)
 
     devices = [name.strip() for name in device.split(",")] if device else []

@@ -23,9 +23,19 @@ def demo(
         str, typer.Option(metavar="M", help="Hub id, folder, .gguf file or smollm2-135m.")
     ] = "smollm2-135m",
     seed: Annotated[int, typer.Option(metavar="N", help="Of everything random.")] = 0,
+    data_to: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Copy the quick-start data there and do nothing else."),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Fine-tune, evaluate and draw both on the same data and seed; takes minutes on two cores."""
+    if data_to is not None:
+        from bayestune.data.quickstart import copy_quickstart
+
+        for file in copy_quickstart(data_to):
+            emit(str(file))
+        return
     with quiet(ctx):
         from bayestune.demo import run_demo
 

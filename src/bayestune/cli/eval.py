@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bayestune.cli.console import complain, emit, emit_table, log, quiet, to_json
-from bayestune.cli.options import Base, BatchSize, Debug, Device, Dtype, RunFolder, Samples
+from bayestune.cli.options import (
+    AsJson,
+    Base,
+    BatchSize,
+    Debug,
+    Device,
+    Dtype,
+    RunFolder,
+    Samples,
+)
 from bayestune.cli.reporting import GATE_FAILED
-from bayestune.errors import ConfigError
+from bayestune.errors import ConfigError, DataError
 from bayestune.files import new_file
 
 if TYPE_CHECKING:
     from bayestune.data import Task
     from bayestune.evaluation import Evaluation, RegressionEvaluation
+    from bayestune.model import BayesModel
 
 
 def evaluate(
@@ -35,9 +47,7 @@ def evaluate(
             metavar="NAME=FILE", help="Rows from elsewhere, labels ignored; may be repeated."
         ),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")
-    ] = False,
+    as_json: AsJson = False,
     max_ece: Annotated[
         float | None,
         typer.Option(metavar="X", min=0, max=1, help="Exit with 3 if the ECE is larger."),
@@ -45,6 +55,10 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write the JSON object here.")
     ] = None,
+    card: Annotated[
+        bool,
+        typer.Option("--card", help="Also state the numbers in the model's card (README.md)."),
+    ] = False,
     limit: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="Read the first N rows of each file."),
@@ -65,7 +79,7 @@ def evaluate(
     """
     others = _named(ood or ())
     with quiet(ctx):
-        from bayestune import evaluation, store
+        from bayestune import calibration, evaluation, store
         from bayestune.data import Task
         from bayestune.progress import shown
 
@@ -74,12 +88,20 @@ def evaluate(
         if max_ece is not None and model.task.kind == "regression":
             raise ConfigError("--max-ece is about classes; predicted numbers have no ECE.")
         rows = Task.load(data, like=model.task, **_first(limit))
+        if card and calibration.seen(model, rows):
+            raise DataError(
+                f"{data} holds the rows that the run was trained on or chosen by: a card states "
+                "what it is worth on others."
+            )
         if model.guarantees is not None and model.guarantees.data == rows.hash:
             log.warning(
                 "%s calibrated this run: on it promises look better kept than they are", data
             )
         outside = {name: _unlabelled(file, model.task, limit) for name, file in others.items()}
         found = evaluation.evaluate(model, rows, ood=outside, batch_size=batch_size, progress=shown)
+        written = None
+        if card:
+            written = evaluation.record(model, found, rows, run, _figure(model, found))
     text = to_json(found.to_json())
     if out is not None:
         with new_file(out) as stream:
@@ -88,9 +110,23 @@ def evaluate(
         emit(text)
     else:
         emit_table(*_tables(found))
+    if written is not None:
+        log.info("%s states these numbers", written)
     if max_ece is not None and isinstance(found, evaluation.Evaluation) and found.ece > max_ece:
         complain(f"the gate failed: ECE is {found.ece:.4f}, more than --max-ece {max_ece:g}.")
         raise typer.Exit(GATE_FAILED)
+
+
+def _figure(model: BayesModel, found: Evaluation | RegressionEvaluation) -> bytes | None:
+    """Return the reliability figure as PNG; None for numbers, and where nothing can draw it."""
+    from bayestune.evaluation import Evaluation
+    from bayestune.plots import reliability_figure
+
+    if not isinstance(found, Evaluation) or find_spec("matplotlib") is None:
+        return None
+    content = io.BytesIO()
+    reliability_figure({model.method.name: found}).savefig(content, format="png")
+    return content.getvalue()
 
 
 def _named(pairs: Sequence[str]) -> dict[str, str]:

@@ -62,6 +62,10 @@ Samples = Annotated[
         help="Draws of the posterior, 0 for its mean; default: as the recipe says.",
     ),
 ]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")
+]
+Limit = Annotated[int | None, typer.Option(metavar="N", min=1, help="Read the first N rows.")]
 BatchSize = Annotated[
     int,
     typer.Option(

@@ -136,8 +136,7 @@ class Job:
 
     def _examples(self) -> Iterator[tuple[str, Example]]:
         """Read one row after another; whatever labels they have are not looked at."""
-        unlabelled = replace(self.model.task.fields, label=None, answer=None)
-        task = replace(self.model.task, fields=unlabelled)
+        task = self.model.task.unlabelled()
         item: Any
         for number, item in self.source.rows:
             where = self.source.where(number)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -94,6 +94,13 @@ def train(
             help="Start from this trained run instead of training (tfb, laplace_lora, …).",
         ),
     ] = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Also log to tensorboard, trackio, wandb or mlflow; may be repeated.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Print parameters, memory and time; write nothing."),
@@ -121,6 +128,7 @@ def train(
         raise ConfigError("--from has no training to estimate or to resume.")
     if out is not None and not (dry_run or resume or overwrite):
         _check_free(out)
+    trackers = _trackers(track or ())
     asked = {"kind": task, "text": text, "text2": text2, "label": label, "answer": label}
     rows, held_out = _read(data, val, limit, {k: v for k, v in asked.items() if v is not None})
     with quiet(ctx):
@@ -133,7 +141,7 @@ def train(
         _estimate(ctx, built, rows, held_out)
         return
     with quiet(ctx):
-        run = _fit(built, rows, held_out, out, start, resume=resume, overwrite=overwrite)
+        run = _fit(built, rows, held_out, out, start, trackers, resume=resume, overwrite=overwrite)
     _show(run)
 
 
@@ -153,6 +161,15 @@ def _read(
     held_out = Task.load(val, like=rows)
     log.info("%s: %d rows", val, len(held_out))
     return rows, held_out
+
+
+def _trackers(names: Sequence[str]) -> tuple[str, ...]:
+    """Refuse early what training would refuse after the model is loaded."""
+    if not names:
+        return ()
+    from bayestune.training import wanted
+
+    return wanted(names)
 
 
 def _check_free(out: Path) -> None:
@@ -178,6 +195,7 @@ def _fit(
     held_out: Task | None,
     out: Path,
     start: Path | None,
+    trackers: Sequence[str],
     *,
     resume: bool,
     overwrite: bool,
@@ -194,6 +212,7 @@ def _fit(
             start=start,
             resume=resume,
             overwrite=overwrite,
+            track=trackers,
             progress=shown,
         )
     except KeyboardInterrupt:

@@ -1,0 +1,151 @@
+"""What stands before the routes: sizes, times, the key and headers; as plain ASGI."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from bayestune.serve.limits import Limits
+from bayestune.serve.monitor import Monitor
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+#: Paths that answer without a key: probes, and the page, which asks for it.
+OPEN = frozenset({"/", "/page.js", "/page.css", "/healthz", "/readyz"})
+HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (
+        b"content-security-policy",
+        b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+        b"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
+)
+
+
+class RefusedError(Exception):
+    """A request is refused before or while it is read.
+
+    Args:
+        status: of the answer.
+        code: for programs.
+        message: for people.
+    """
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status, self.code = status, code
+
+
+class Guard:
+    """Refuses what is too large, too slow or without the key; counts and marks the rest.
+
+    Args:
+        app: what answers.
+        limits: sizes and times.
+        key: that requests must bring; None for none.
+        monitor: counts requests.
+        routes: paths that are counted by their names; others are one.
+    """
+
+    def __init__(
+        self, app: App, limits: Limits, key: str | None, monitor: Monitor, routes: frozenset[str]
+    ) -> None:
+        self.app, self.limits, self.monitor, self.routes = app, limits, monitor, routes
+        self.key = None if key is None else key.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        path = scope["path"] if scope["path"] in self.routes else "other"
+        started, status = time.monotonic(), 0
+        refused: list[RefusedError] = []  # while the body was read; the app takes it for bad JSON
+
+        async def marked(message: MutableMapping[str, Any]) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), *HEADERS]
+            await send(message)
+
+        async def unless_refused(message: MutableMapping[str, Any]) -> None:
+            if not refused:
+                await marked(message)
+
+        try:
+            self._check(scope)
+            await self.app(scope, self._limited(receive, refused), unless_refused)
+        except RefusedError as error:
+            refused.append(error)
+        finally:
+            if refused and not status:
+                await _refuse(refused[0], marked)
+            self.monitor.requests.labels(path, str(status or 499)).inc()
+            self.monitor.seconds.labels(path).observe(time.monotonic() - started)
+
+    def _check(self, scope: Scope) -> None:
+        headers = dict(scope["headers"])
+        if self.key is not None and scope["path"] not in OPEN:
+            bearer = headers.get(b"authorization", b"")
+            given = (
+                bearer[7:] if bearer[:7].lower() == b"bearer " else headers.get(b"x-api-key", b"")
+            )
+            if not hmac.compare_digest(given, self.key):
+                raise RefusedError(
+                    401, "key", "The API key is missing or wrong: send Authorization: Bearer KEY."
+                )
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit():
+            raise RefusedError(400, "content_length", "Content-Length is not a number.")
+        if int(length) > self.limits.body_bytes:
+            raise self._too_large()
+
+    def _limited(self, receive: Receive, refused: list[RefusedError]) -> Receive:
+        """Count a body while it arrives, and stop waiting for it in time."""
+        read, whole = 0, False
+        until = time.monotonic() + self.limits.body_seconds
+
+        async def limited() -> MutableMapping[str, Any]:
+            nonlocal read, whole
+            if whole:  # what comes now is that the client has gone
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), max(0.0, until - time.monotonic()))
+            except TimeoutError:
+                late = f"The body did not arrive in {self.limits.body_seconds:g} s."
+                refused.append(RefusedError(408, "slow", late))
+                raise refused[0] from None
+            read += len(message.get("body", b""))
+            whole = not message.get("more_body", False)
+            if read > self.limits.body_bytes:
+                refused.append(self._too_large())
+                raise refused[0]
+            return message
+
+        return limited
+
+    def _too_large(self) -> RefusedError:
+        return RefusedError(
+            413, "too_large", f"The body has more than {self.limits.body_bytes} bytes: send less."
+        )
+
+
+async def _refuse(error: RefusedError, send: Send) -> None:
+    body = json.dumps({"error": {"code": error.code, "message": str(error)}}).encode()
+    headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+    headers.append((b"content-length", str(len(body)).encode()))
+    if error.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,118 @@
+"""Running the server until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from bayestune.errors import ConfigError
+from bayestune.serve.app import make_app
+from bayestune.serve.limits import Limits
+from bayestune.serve.runs import Runs
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a bound socket; before the models are loaded, so that a taken port is no surprise.
+
+    Raises:
+        ConfigError: if the address is taken or not to be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # Named, or asyncio leaves Nagle's algorithm on, and every answer waits 40 ms for a late ACK.
+    found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind((host, port))
+    except (OSError, OverflowError) as error:
+        found.close()
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"{host}:{port} cannot be listened on: {reason}. Give another --host or --port."
+        ) from error
+    return found
+
+
+def serve(
+    folders: Sequence[str],
+    sock: socket.socket,
+    *,
+    limits: Limits | None = None,
+    key: str | None = None,
+    loaded: Callable[[Runs], None] = lambda _: None,
+    **options: Any,
+) -> None:
+    """Serve runs until SIGINT or SIGTERM; what was accepted by then is still answered.
+
+    Args:
+        folders: run folders, or ``NAME=FOLDER``.
+        sock: where to listen, from `listen`.
+        limits: sizes and times.
+        key: that requests must bring; None for none.
+        loaded: called when they listen.
+        **options: of `bayestune.load`.
+    """
+    limits = limits or Limits()
+    runs = Runs(folders, **options)
+    app = make_app(runs, limits, key)
+    config = uvicorn.Config(
+        app,  # pyright: ignore[reportArgumentType]
+        http=heads_within(limits.head_seconds),
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=round(limits.drain_seconds),
+        timeout_keep_alive=round(limits.head_seconds),
+        lifespan="on",
+        ws="none",
+    )
+    _Server(config, lambda: loaded(runs)).run(sockets=[sock])
+
+
+def heads_within(seconds: float) -> type[H11Protocol]:
+    """Return HTTP/1.1 whose connections are closed where the head of a request does not come.
+
+    uvicorn waits for ever for the first one: a few thousand silent connections would be all it can
+    have.
+    """
+
+    class Heads(H11Protocol):
+        late: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore
+            super().connection_made(transport)
+            self.late = self.loop.call_later(seconds, transport.close)
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            waiting = self.conn.their_state is h11.IDLE
+            if waiting and self.late is None:
+                self.late = self.loop.call_later(seconds, self.transport.close)
+            elif not waiting and self.late is not None:
+                self.late.cancel()
+                self.late = None
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            if self.late is not None:
+                self.late.cancel()
+            super().connection_lost(exc)
+
+    return Heads
+
+
+class _Server(uvicorn.Server):
+    """Says when it listens, which uvicorn itself says in its own words."""
+
+    def __init__(self, config: uvicorn.Config, listening: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._listening = listening
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._listening()

@@ -1,0 +1,164 @@
+"""The command itself: it listens, drains on SIGTERM, and refuses what it cannot do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import uvicorn
+from toy_tasks import topic_rows
+from uvicorn.server import ServerState
+
+from bayestune.serve import listen
+from bayestune.serve.server import heads_within
+
+
+@contextmanager
+def server(*arguments: object, **variables: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run the command until it listens; yields the process and its address."""
+    command = [sys.executable, "-m", "bayestune.cli", "serve", *map(str, arguments), "--port", "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert process.stderr is not None
+        seen = []
+        for line in process.stderr:
+            seen.append(line)
+            if " on http://" in line:
+                break
+        else:
+            pytest.fail("".join(seen))
+        yield process, line.rsplit(" on ", 1)[1].strip()
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def post(address: str, inputs: object, **headers: str) -> tuple[int, dict]:
+    body = json.dumps({"inputs": inputs}).encode()
+    given = {"content-type": "application/json", **headers}
+    request = urllib.request.Request(f"{address}/v1/predict", body, given)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+def waiting(address: str) -> float:
+    """Return how many rows wait for their pass."""
+    with urllib.request.urlopen(f"{address}/metrics", timeout=60) as response:
+        said = response.read().decode()
+    return float(re.search(r"^bayestune_queue_rows (\S+)$", said, re.MULTILINE)[1])
+
+
+def test_nothing_accepted_is_lost_on_sigterm(served: Path) -> None:
+    texts = [row["text"] for row in topic_rows(100, 5)]
+    with server(served, "--max-wait", "3000", "--max-batch", "256") as (process, address):
+        found: list[tuple[int, dict]] = []
+        threads = [
+            threading.Thread(target=lambda i=i: found.append(post(address, texts[i::8])))
+            for i in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        until = time.monotonic() + 2.5
+        while waiting(address) < 100 and time.monotonic() < until:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join()
+        assert sorted(len(answer["predictions"]) for _, answer in found) == [12] * 4 + [13] * 4
+        assert process.wait(30) == -signal.SIGTERM
+        with pytest.raises(OSError):
+            post(address, "late")
+
+
+def test_the_key_comes_from_the_environment(served: Path) -> None:
+    with server(served, "--api-key-env", "SESAM", SESAM="open") as (_, address):
+        assert post(address, "a")[0] == 401
+        assert post(address, "a", authorization="Bearer open")[0] == 200
+
+
+def test_bad_arguments_exit_with_2_before_anything_is_loaded(cli, served, tmp_path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        said = cli("serve", served, "--port", port, code=2).stderr
+        assert f"127.0.0.1:{port} cannot be listened on" in said and "loading" not in said
+    said = cli("serve", served, "--api-key-env", "NOT_THERE", code=2).stderr
+    assert "NOT_THERE is not set" in said
+    said = cli("serve", tmp_path / "nowhere", "--port", 0, code=2).stderr
+    assert "nowhere" in said
+    said = cli("serve", served, served, "--port", 0, code=2).stderr
+    assert "two runs are called" in said
+    assert "Traceback" not in said
+
+
+def test_without_its_libraries_the_error_says_what_to_install(cli, served, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    said = cli("serve", served, code=2).stderr
+    assert "bayestune[serve]" in said
+
+
+def test_small_answers_leave_at_once() -> None:
+    """asyncio switches Nagle's algorithm off for sockets that say that they are TCP."""
+    with listen("127.0.0.1", 0) as sock:
+        assert sock.proto == socket.IPPROTO_TCP
+
+
+async def conversation(protocol: type, *parts: tuple[float, bytes]) -> bytes:
+    """Send parts after pauses; return what came until the server closed."""
+
+    async def app(scope, receive, send) -> None:
+        while (await receive())["more_body"]:
+            pass
+        headers = [(b"content-length", b"2")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    config = uvicorn.Config(app, http=protocol, log_level="critical", lifespan="off", ws="none")
+    config.load()
+    loop, state = asyncio.get_running_loop(), ServerState()
+    started = await loop.create_server(lambda: protocol(config, state, {}), "127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection(*started.sockets[0].getsockname())
+    for pause, part in parts:
+        await asyncio.sleep(pause)
+        writer.write(part)
+    try:
+        said = await asyncio.wait_for(reader.read(), 10)
+    except ConnectionError:  # what was still being sent met a closed door
+        said = b""
+    writer.close()
+    started.close()
+    return said
+
+
+@pytest.mark.anyio
+async def test_heads_that_do_not_come_close_the_connection() -> None:
+    protocol = heads_within(0.3)
+    head = b"GET / HTTP/1.1\r\nHost: x\r\n"
+    assert await conversation(protocol) == b""
+    dripping = [(0.12, bytes([letter])) for letter in head[:8]]
+    assert await conversation(protocol, *dripping) == b""
+    said = await conversation(protocol, (0.1, head), (0.1, b"\r\n"), (0.5, head))
+    assert said.count(b"200 OK") == 1, "the first is answered, the half one waited for in vain"
+    body = b"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 2\r\n\r\n"
+    said = await conversation(protocol, (0, body), (0.5, b"a"), (0.1, b"b"))
+    assert said.count(b"200 OK") == 1, "a body is not a head"
