@@ -6,14 +6,16 @@ import copy
 import importlib
 import shutil
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
+import torch
 from bench_checks import made_cell, numbers
 
 from bayestune import bench, methods
 from bayestune.backbone import resolve
 from bayestune.bench import Bench, Key, read, read_suite, run
-from bayestune.bench.cell import MODEL
+from bayestune.bench.cell import MODEL, read_arrays
 from bayestune.errors import ConfigError, DataError
 from bayestune.methods.cost import cost
 from bayestune.store import load
@@ -36,13 +38,15 @@ def test_all_trainings_are_done(complete):
     for key, cell in cells.items():
         assert cell.key == key
         assert cell.error == ""
-        assert cell.metrics["nll"] > 0
+        # Test rows are read for the rate that was chosen, and for no other.
+        assert cell.measured == (key.lr == complete.rate("topics", key.row))
+        assert not cell.measured or cell.metrics["nll"] > 0
         assert cell.recipe["train"]["lr"] == key.lr
         assert cell.recipe["seed"] == key.seed
         assert cell.rows["train"] == 45 and cell.rows["val"] == 20 and cell.rows["test"] == 40
         assert cell.rows["ood"] == {"foreign": 12}
         assert cell.rates == [LOW, HIGH] if key.row != "polar_vbll" else [4e-3, HIGH]
-        assert cell.cost["predict_rows"] == 40
+        assert not cell.measured or cell.cost["predict_rows"] == 40
     # Learnt, and not by chance: three topics, a fifth of the test labels are wrong.
     best = Key("topics", "borrowed", 0, chosen)
     assert cells[best].metrics["accuracy"] > 0.5
@@ -62,7 +66,8 @@ def test_a_row_that_starts_from_another(complete):
 
 def test_models_are_kept_where_others_start(complete):
     kept = {key for key in cells_of(complete) if (key.folder(complete.out) / MODEL).is_dir()}
-    assert kept == {key for key in cells_of(complete) if key.row == "mle"}
+    chosen = complete.rate("topics", "mle")
+    assert kept == {key for key in cells_of(complete) if (key.row, key.lr) == ("mle", chosen)}
     key = Key("topics", "mle", 1, complete.rate("topics", "mle"))
     assert load(key.folder(complete.out) / MODEL).predict(["my parcel"]).probs.shape == (1, 3)
 
@@ -91,6 +96,38 @@ def test_a_benchmark_goes_on_where_it_was(complete, make_plan, data):
     for key, cell in cells_of(complete).items():
         assert numbers(read(key, plan.out)) == numbers(cell), key
     run(plan, data, report=lambda *_: pytest.fail("there was nothing left to do"))
+
+
+def test_a_trial_is_measured_as_if_at_once(complete, make_plan, data):
+    """The same training, its rate the only one, is measured without being stored between."""
+    lr = complete.rate("topics", "polar_vbll")
+    key = Key("topics", "polar_vbll", 0, lr)
+    plan = make_plan(rows=["polar_vbll"], seeds=1)
+    plan = replace(plan, suite=replace(plan.suite, rates={**plan.suite.rates, "polar": (lr,)}))
+    run(plan, data)
+    once, twice = read(key, plan.out), read(key, complete.out)
+    assert once.rates == [lr] and once.measured
+    for name in ("val_nll", "metrics", "intervals", "ood", "chosen"):
+        assert getattr(once, name) == getattr(twice, name)
+    a, b = read_arrays(key, plan.out), read_arrays(key, complete.out)
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_trial_without_its_model_is_trained_again(complete, make_plan, data):
+    """It was not chosen before a rate was taken away, or the process died between two folders."""
+    plan = make_plan(rows=["polar_vbll"])
+    shutil.copytree(complete.out, plan.out)
+    lr = plan.rate("topics", "polar_vbll")
+    (other,) = set(plan.suite.tried("topics", "polar_vbll")) - {lr}
+    shutil.rmtree(Key("topics", "polar_vbll", 0, lr).folder(plan.out))
+    for seed in (0, 1):
+        shutil.rmtree(Key("topics", "polar_vbll", seed, lr).folder(plan.out), ignore_errors=True)
+    cut = replace(plan.suite, rates={**plan.suite.rates, "polar": (other,)})
+    plan = replace(plan, suite=cut, seeds=1)
+    assert plan.todo() == ([Key("topics", "polar_vbll", 0, other)], 1)
+    run(plan, data)
+    assert read(Key("topics", "polar_vbll", 0, other), plan.out).measured
+    assert plan.todo() == ([], 1)
 
 
 def test_an_error_in_the_middle_loses_nothing(complete, make_plan, data, monkeypatch):
@@ -139,6 +176,7 @@ def test_a_training_that_diverges_is_a_cell_and_the_rest_go_on(wild, make_plan, 
         ("wild", True, 2),
         ("mle", False, 3),
         ("mle", False, 4),
+        ("mle", False, 4),  # the better one, measured
     ]
     assert plan.todo() == ([], 4)
     assert plan.broken() == ["topics wild", "topics after"]

@@ -131,9 +131,8 @@ def test_the_first_look_needs_no_data(cli, tmp_path, monkeypatch, llama_base):
     assert {json.loads(cell.read_text())["recipe"]["model"] for cell in cells} == {str(llama_base)}
 
 
-@pytest.mark.parametrize("devices", ["cpu", "cpu,cpu"])
-def test_ctrl_c_keeps_what_is_there(devices, cli, command, tmp_path):
-    out = tmp_path / "out"
+def started(command: list[str], devices: str) -> tuple[list[str], subprocess.Popen[str]]:
+    """Start a benchmark of some time; return when its first training is there."""
     slow = [*command[:-1], "--methods", "mle", "--device", devices, "--seeds", "9", "epochs=6"]
     process = subprocess.Popen(
         [sys.executable, "-m", "bayestune.cli", *slow],
@@ -146,6 +145,19 @@ def test_ctrl_c_keeps_what_is_there(devices, cli, command, tmp_path):
     assert process.stderr is not None
     said = next(line for line in process.stderr if line.startswith("1/11: "))
     assert "topics mle seed 0" in said
+    return slow, process
+
+
+def test_workers_end_with_the_process_that_was_killed(command):
+    _, process = started(command, "cpu,cpu")
+    process.kill()
+    process.communicate(timeout=30)  # the pipes are the workers', too: they close with the last one
+
+
+@pytest.mark.parametrize("devices", ["cpu", "cpu,cpu"])
+def test_ctrl_c_keeps_what_is_there(devices, cli, command, tmp_path):
+    out = tmp_path / "out"
+    slow, process = started(command, devices)
     os.killpg(process.pid, signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr

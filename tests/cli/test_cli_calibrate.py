@@ -51,6 +51,8 @@ def test_rules_are_stored_and_applied(cli, run, rows, files) -> None:
     assert f"saved in {run / 'model' / 'guarantees.json'}" in result.stdout
     after = files_under(run)
     assert after.keys() - before.keys() == {"model/guarantees.json"}
+    card = "model/README.md"
+    assert b"they hold the true class" in after.pop(card) and before.pop(card)
     assert {name: after[name] for name in before} == before  # the model is as it was
     assert len(after["model/guarantees.json"]) < 4000
 

@@ -9,6 +9,7 @@ from toy_tasks import foreign_texts
 
 import bayestune
 from bayestune import demo
+from bayestune.data.quickstart import QUICKSTART_FILES, quickstart_path
 
 
 def test_table(cli, trained, trained_mle, clear_test, monkeypatch) -> None:
@@ -36,3 +37,15 @@ def test_table(cli, trained, trained_mle, clear_test, monkeypatch) -> None:
         ]
         assert line.split() == [name, *(f"{n:.3f}" for n in numbers), "12", "s"]
     assert lines[3] == "here/reliability.png"
+
+
+def test_the_quick_start_data_is_copied_once(cli, tmp_path) -> None:
+    folder = tmp_path / "new" / "desk"
+    named = cli("demo", "--data-to", folder).stdout.splitlines()
+    assert [Path(line).name for line in named] == list(QUICKSTART_FILES)
+    for line in named:
+        assert Path(line).read_bytes() == quickstart_path(Path(line).name).read_bytes()
+    (folder / "train.jsonl").write_text("mine", encoding="utf-8")
+    refused = cli("demo", "--data-to", folder, code=2)
+    assert "train.jsonl exists already" in refused.stderr
+    assert (folder / "train.jsonl").read_text(encoding="utf-8") == "mine"

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_checks import complaint, read_lines, write_rows
+from cli_checks import complaint, files_under, read_lines, write_rows
 
 import bayestune
 
@@ -184,3 +184,36 @@ def test_a_process_of_its_own_prints_nothing_else(run_folder, files) -> None:
     first, *rest = process.stderr.splitlines()
     assert first == f"loading {run_folder}"
     assert all(line.startswith("features: ") for line in rest)  # where it takes a second or more
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+def test_the_card_states_what_was_measured(drawn, cli, run_folder, files, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run)
+    before = files_under(run)
+    plain = cli("eval", run, "--data", files["test"], "--json")
+    assert files_under(run) == before  # only --card changes anything
+    if drawn:
+        pytest.importorskip("matplotlib")
+    else:
+        monkeypatch.setattr("bayestune.cli.eval.find_spec", lambda name: None)
+    result = cli("eval", run, "--data", files["test"], "--card", "--json")
+    assert result.stdout == plain.stdout
+    assert f"{run}/model/README.md states these numbers" in result.stderr
+    after = files_under(run)
+    (figure,) = [name for name in after if name.endswith(".png")] or [None]
+    assert (figure is not None) == drawn
+    changed = {name for name in after if after[name] != before.get(name)}
+    assert changed == {"model/README.md", "model/evaluation.json", figure} - {None}
+    card = after["model/README.md"].decode()
+    assert "On 60 rows of `test.jsonl` (hash " in card
+    assert f"| accuracy | {json.loads(result.stdout)['accuracy']:.4g} | " in card
+    if figure is not None:
+        assert after[figure].startswith(b"\x89PNG") and f"({Path(figure).name})" in card
+
+
+def test_the_card_takes_no_rows_that_the_run_has_seen(cli, run_folder, files) -> None:
+    before = files_under(run_folder)
+    said = complaint(cli("eval", run_folder, "--data", files["train"], "--card", code=None))
+    assert "trained on or chosen by: a card states what it is worth on others" in said
+    assert files_under(run_folder) == before

@@ -18,7 +18,9 @@ VERBS = (
     ["train"],
     ["eval"],
     ["calibrate"],
+    ["update"],
     ["predict"],
+    ["export"],
     ["bench"],
     ["methods"],
     ["report"],
@@ -131,3 +133,19 @@ def test_debug_before_the_verb_and_switched_off_by_0(cli, monkeypatch) -> None:
     assert "Traceback" in cli("--debug", "config", "cp", "nowhere", "x", code=2).stderr
     monkeypatch.setenv("BAYESTUNE_DEBUG", "0")
     assert "Traceback" not in cli("config", "cp", "nowhere", "x", code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"), [("bayestune tr", "train"), ("bayestune train --meth", "--method")]
+)
+def test_the_shell_completes_verbs_and_options(words: str, expected: str) -> None:
+    asked = {"_BAYESTUNE_COMPLETE": "complete_bash", "COMP_WORDS": words}
+    asked["COMP_CWORD"] = str(words.count(" "))
+    done = subprocess.run(
+        [sys.executable, "-c", "from bayestune.cli.app import main; main()"],
+        env={**os.environ, "PYTHONPATH": SOURCE, **asked},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == [expected]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from cli_checks import complaint, files_under, write_rows
+from fake_trackers import install
 from toy_tasks import topic_rows
 
 import bayestune
@@ -187,6 +188,7 @@ def test_resuming_needs_the_same_command(cli, train_arguments, tmp_path, monkeyp
         (["--out", "x", "--method", "polar_vbl"], "Did you mean 'polar_vbll'?"),
         (["--out", "x", "--dtype", "bf16"], "dtype is 'bf16'; expected"),
         (["--out", "x", "--device", "gpu"], "The device 'gpu' cannot be used here"),
+        (["--out", "x", "--track", "tensorbord"], "no tracker 'tensorbord'. Did you mean"),
         (["--out", "x", "--config", "quikstart"], "Did you mean 'quickstart'?"),
         (["--out", "x", "--config", "no/where.yaml"], "no/where.yaml does not exist"),
         (["--out", "x", "targets=q_prj"], "Did you mean 'q_proj'?"),
@@ -222,3 +224,24 @@ def test_bad_recipes_are_named(cli, train_arguments, tmp_path, monkeypatch) -> N
         assert said in sentence
     file.write_bytes(b"\xff\xfe\x00")
     assert str(file) in complaint(cli(*train_arguments, "--out", "x", "--config", file, code=None))
+
+
+@pytest.mark.parametrize("asked", [["--track", "trackio"], ["--track", "trackio,trackio"]])
+def test_tracked_runs_are_the_same_runs(
+    asked, cli, train_arguments, tmp_path, run_folder, monkeypatch
+) -> None:
+    fake = install(monkeypatch, "trackio")
+    cli(*train_arguments, "--out", tmp_path / "run", *asked)
+    (found,) = fake.runs
+    assert found.run_name == "run" and [step for step, _ in found.under("")] == [1, 2, 3]
+    for name in ("metrics.jsonl", "model/adapter_model.safetensors"):
+        assert (tmp_path / "run" / name).read_bytes() == (run_folder / name).read_bytes()
+
+
+def test_a_tracker_that_cannot_start_is_one_sentence(
+    cli, train_arguments, tmp_path, monkeypatch
+) -> None:
+    install(monkeypatch, "wandb", "start")
+    said = complaint(cli(*train_arguments, "--out", tmp_path / "x", "--track", "wandb", code=None))
+    assert "no connection to start" in said and "WANDB_MODE=offline" in said
+    assert not (tmp_path / "x").exists()

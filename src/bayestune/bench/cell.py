@@ -19,7 +19,7 @@ from bayestune.prediction import Prediction
 _NUMBERS = "cell.json"
 _ARRAYS = "arrays.safetensors"
 _REMEDY = "remove that folder, and the benchmark does its training again."
-#: The trained model itself, where other rows start from it.
+#: The trained model itself, where other rows start from it or it is not measured yet.
 MODEL = "model"
 
 
@@ -47,7 +47,8 @@ class Cell:
     Attributes:
         key: which training.
         val_nll: mean NLL of the held-out rows under what is delivered, which chooses the rate.
-        metrics: accuracy, calibration and so on of the test rows, in fractions and nats.
+        metrics: accuracy, calibration and so on of the test rows, in fractions and nats; none
+            where another rate was chosen, or none is yet.
         intervals: their 95 % bootstrap intervals.
         ood: metrics of telling other rows apart, by their name.
         cost: seconds of training (the frozen layers' states given; with the training of the
@@ -78,6 +79,11 @@ class Cell:
     error: str = ""
     shifted: dict[str, dict[str, float]] = field(default_factory=dict)
     rates: list[float] = field(default_factory=list)
+
+    @property
+    def measured(self) -> bool:
+        """Whether the test rows were read for it, or nothing can be."""
+        return bool(self.metrics or self.error)
 
     @property
     def seconds(self) -> float:

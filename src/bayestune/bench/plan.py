@@ -16,8 +16,8 @@ from bayestune.errors import ConfigError
 class Plan:
     """The trainings of a suite, or of a part of it.
 
-    On the first seed a row tries all its rates, each of which is a cell; the others take the one
-    whose delivered held-out NLL was lowest.
+    On the first seed a row tries all its rates, each of which is a cell; the one whose delivered
+    held-out NLL was lowest is measured on the test rows, and the other seeds take it.
 
     Args:
         suite: the suite.
@@ -70,7 +70,8 @@ class Plan:
     def _compare(self, key: Key) -> None:
         cell = read(key, self.out)
         started = any(self.suite.rows[row].start == key.row for row in self.rows)
-        if started and not cell.error and not (key.folder(self.out) / MODEL).is_dir():
+        used = started and not cell.error and self.rate(key.task, key.row) in (None, key.lr)
+        if used and cell.measured and not (key.folder(self.out) / MODEL).is_dir():
             raise ConfigError(
                 f"{key.folder(self.out)} was trained before any row started from {key.row} and "
                 "kept no model: remove that folder to train it again."
@@ -115,16 +116,16 @@ class Plan:
         return [f"{task} {row}" for task, row in rows if self.rate(task, row) is None]
 
     def todo(self) -> tuple[list[Key], int]:
-        """Return the trainings that can be done now, in order, and how many are done."""
+        """Return what can be trained or measured now, in order, and how many trainings are done."""
         ready: list[Key] = []
         done = 0
         for seed in range(self.seeds):
             for task in self.tasks:
                 for row in self.rows:
                     for key in self._keys(task, row, seed):
-                        if is_written(key, self.out):
-                            done += 1
-                        elif self._can_start(key):
+                        written = is_written(key, self.out)
+                        done += written
+                        if self._is_to_measure(key) if written else self._can_start(key):
                             ready.append(key)
         return ready, done
 
@@ -134,6 +135,9 @@ class Plan:
             return [Key(task, row, 0, lr) for lr in rates]
         lr = self.rate(task, row)
         return [] if lr is None else [Key(task, row, seed, lr)]
+
+    def _is_to_measure(self, key: Key) -> bool:
+        return not read(key, self.out).measured and key.lr == self.rate(key.task, key.row)
 
     def _can_start(self, key: Key) -> bool:
         start = self.suite.rows[key.row].start

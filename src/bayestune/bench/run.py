@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,16 @@ from typing import Any
 import torch
 
 from bayestune.backbone import PrefixCache
-from bayestune.bench.cell import MODEL, Cell, Key, arrays_of, read, write
+from bayestune.bench.cell import (
+    MODEL,
+    Cell,
+    Key,
+    arrays_of,
+    is_written,
+    read,
+    read_arrays,
+    write,
+)
 from bayestune.bench.plan import Plan
 from bayestune.bench.record import write_plan
 from bayestune.bench.splits import Splits, read_splits
@@ -29,6 +39,7 @@ from bayestune.methods.cost import counted
 from bayestune.model import BayesModel, assemble
 from bayestune.prediction import Prediction
 from bayestune.progress import Advance, Progress, silent
+from bayestune.store import load
 from bayestune.training import fit
 from bayestune.training.run import environment
 
@@ -59,12 +70,15 @@ class Bench:
     def cell(self, key: Key) -> Cell:
         """Do one training, measure it on the test rows and write its cell.
 
-        A training whose numbers stop being finite is a cell, too, with the error in the place of
-        the metrics; so is one that was to start from such a training.
+        Where its rate is one of several, the test rows are read for the chosen one alone, in a
+        second call. A training whose numbers stop being finite is a cell, too, with the error in
+        the place of the metrics; so is one that was to start from such a training.
 
         Raises:
             ConfigError, DataError: if its rows are not as the suite says.
         """
+        if is_written(key, self.out) and (key.folder(self.out) / MODEL).is_dir():
+            return self._chosen(key)
         spec = self.suite.rows[key.row]
         recipe = self.suite.recipe_of(key.task, key.row, key.seed, key.lr)
         if self.device is not None:
@@ -85,16 +99,37 @@ class Bench:
         try:
             run = fit(model, splits.train, val=splits.val, start=start, progress=self.progress)
             seconds = before + clock() - started
-            cell, arrays = self._measure(key, model, splits, run.history, seconds)
+            cell, arrays = self._trained(key, model, splits, run.history, seconds)
+            if not (trial := self.suite.is_trial(key.task, key.row, key.seed)):
+                cell, arrays = self._measured(cell, arrays, model, splits)
         except NumericsError as error:
-            cell, arrays = self._failed(key, splits, str(error)), {}
-        keep = any(row.start == key.row for row in self.suite.rows.values())
-        write(cell, arrays, self.out, model if keep and arrays else None)
+            cell, arrays, trial = self._failed(key, splits, str(error)), {}, False
+        write(cell, arrays, self.out, model if trial or self._is_start(cell) else None)
         del model
         gc.collect()
         return cell
 
-    def _measure(
+    def _chosen(self, key: Key) -> Cell:
+        """Measure a trial whose rate was chosen; the models of the others are not needed longer."""
+        cell, arrays, splits = read(key, self.out), read_arrays(key, self.out), self._read(key)
+        device = self.device or cell.recipe["device"]
+        model = load(key.folder(self.out) / MODEL, device=device)
+        self._warm(model, key.task, splits)
+        try:
+            cell, arrays = self._measured(cell, arrays, model, splits)
+        except NumericsError as error:
+            cell, arrays = self._failed(key, splits, str(error)), {}
+        write(cell, arrays, self.out, model if self._is_start(cell) else None)
+        if not cell.error:
+            for lr in set(self.suite.tried(key.task, key.row)) - {key.lr}:
+                shutil.rmtree(replace(key, lr=lr).folder(self.out) / MODEL, ignore_errors=True)
+        return cell
+
+    def _is_start(self, cell: Cell) -> bool:
+        starts = (row.start for row in self.suite.rows.values())
+        return not cell.error and cell.key.row in starts
+
+    def _trained(
         self,
         key: Key,
         model: BayesModel,
@@ -102,41 +137,52 @@ class Bench:
         history: list[dict[str, Any]],
         seconds: float,
     ) -> tuple[Cell, dict[str, torch.Tensor]]:
-        others = {**splits.ood, **splits.shifted}
-        found = evaluate(model, splits.test, ood=others, progress=self.progress)
-        assert isinstance(found, Evaluation)
+        """Return what is known of a training without its test rows."""
         count = counted(model.backbone, model.head)
         held_out = model.predict(splits.val)
         assert isinstance(held_out, Prediction)
         targets = model.targets(splits.val)
-        arrays = arrays_of(found.prediction, found.targets, found.ood_predictions)
-        arrays |= {"val.probs": held_out.probs.float(), "val.targets": targets}
+        cell = Cell(
+            key=key,
+            val_nll=float(item_nll(held_out.probs, targets).mean()),
+            metrics={},
+            intervals={},
+            ood={},
+            cost={"train_seconds": seconds, "trained": count.trained, "stored": count.stored},
+            rows=splits.counts,
+            chosen=model.notes["chosen"],
+            history=history,
+            **self.suite.asked(key.task, key.row, key.seed, key.lr),
+            environment=environment() | {"device": str(model.backbone.device)},
+            rates=list(self.suite.tried(key.task, key.row)),
+        )
+        return cell, {"val.probs": held_out.probs.float(), "val.targets": targets}
+
+    def _measured(
+        self, cell: Cell, arrays: dict[str, torch.Tensor], model: BayesModel, splits: Splits
+    ) -> tuple[Cell, dict[str, torch.Tensor]]:
+        """Return a trained cell with what its test rows and those from elsewhere say."""
+        others = {**splits.ood, **splits.shifted}
+        found = evaluate(model, splits.test, ood=others, progress=self.progress)
+        assert isinstance(found, Evaluation)
+        arrays = arrays | arrays_of(found.prediction, found.targets, found.ood_predictions)
         shifted: dict[str, dict[str, float]] = {}
         for name, rows in splits.shifted.items():
             probs, labels = found.ood_predictions[name], model.targets(rows)
             arrays |= {f"shifted.{name}.probs": probs.probs.float()}
             arrays |= {f"shifted.{name}.targets": labels}
             shifted[name] = score(probs, labels).scalars | found.ood[name]
-        cell = Cell(
-            key=key,
-            val_nll=float(item_nll(held_out.probs, targets).mean()),
+        timed = {
+            "predict_seconds": predict_seconds(model, splits.test),
+            "predict_rows": min(_TIMED, len(splits.test)),
+        }
+        cell = replace(
+            cell,
             metrics=found.scalars,
             intervals={name: list(ends) for name, ends in found.intervals.items()},
             ood={name: found.ood[name] for name in splits.ood},
-            cost={
-                "train_seconds": seconds,
-                "predict_seconds": predict_seconds(model, splits.test),
-                "predict_rows": min(_TIMED, len(splits.test)),
-                "trained": count.trained,
-                "stored": count.stored,
-            },
-            rows=splits.counts,
-            chosen=model.notes["chosen"],
-            history=history,
-            **self.suite.asked(key.task, key.row, key.seed, key.lr),
-            environment=environment() | {"device": str(model.backbone.device)},
+            cost=cell.cost | timed,
             shifted=shifted,
-            rates=list(self.suite.tried(key.task, key.row)),
         )
         return cell, arrays
 
@@ -207,11 +253,14 @@ def run(
     if not ready:
         return
     with progress(plan.suite.name, plan.total - done) as advance:
+        trained = {key for task in plan.tasks for key in plan.written(task)}
 
         def told(cell: Cell) -> None:
             nonlocal done
-            done += 1
-            advance(1, str(cell.key))
+            new = cell.key not in trained  # a trial is told again when it was measured
+            trained.add(cell.key)
+            done += new
+            advance(int(new), str(cell.key))
             report(cell, done)
 
         if len(devices) > 1:

@@ -147,6 +147,11 @@ class Suite:
         rates = self.rates_of(task, row)
         return self.tried(task, rates) if isinstance(rates, str) else rates
 
+    def is_trial(self, task: str, row: str, seed: int) -> bool:
+        """Return whether a training is one of several among which the row's rate is chosen."""
+        rates = self.rates_of(task, row)
+        return seed == 0 and not isinstance(rates, str) and len(rates) > 1
+
     def at_middle_rates(self) -> Suite:
         """Return the suite in which every row has the middle one of its rates alone."""
         rates = {kind: _middle(each) for kind, each in self.rates.items()}

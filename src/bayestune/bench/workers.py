@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -94,9 +95,18 @@ _own: Bench | None = None
 
 def _begin(bench: Bench, free: Any, threads: int) -> None:
     global _own
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     hf.disable_progress_bar()  # of several processes, which would write over each other
     torch.set_num_threads(threads)
     _own = replace(bench, device=free.get(), progress=silent)
+
+
+def _end_with_parent() -> None:
+    """End this process with the one that started it, however that was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _work(key: Key) -> Cell:
