@@ -1,15 +1,18 @@
-"""Shared fixtures: tiny bases, toy tasks, and models trained on them once per session."""
+"""Shared fixtures: tiny bases, toy tasks, models trained on them once per session, a browser."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
     from bayestune.data import Task
     from bayestune.model import BayesModel
 
@@ -18,6 +21,17 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 #: Small enough for a training run of about half a second.
 QUICK: dict[str, Any] = {"rank": 4, "layers": "top:2", "kl": 1.0, "epochs": 4, "head_lr": 5e-2}
+
+#: Nothing that needs a display, a sandbox that containers forbid, or a network.
+SWITCHES = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -128,3 +142,19 @@ def trained_mle(make: Callable[..., BayesModel], clear: Task) -> BayesModel:
     model = make("mle", kl=0.0)
     fit(model, clear, progress=silent)
     return model
+
+
+@pytest.fixture(scope="module")  # it holds an event loop, beside which no other one runs
+def browser() -> Iterator[Browser]:
+    """Chromium without a head, as installed; never downloaded."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        pytest.skip("no chromium is installed; apt-get install chromium")
+    with sync_api.sync_playwright() as playwright:
+        try:
+            started = playwright.chromium.launch(executable_path=path, args=list(SWITCHES))
+        except sync_api.Error as error:
+            pytest.skip(f"chromium does not start: {str(error).splitlines()[0]}")
+        yield started
+        started.close()

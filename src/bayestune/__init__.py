@@ -13,12 +13,14 @@ from bayestune import _hook
 from bayestune.version import __version__
 
 if TYPE_CHECKING:
-    from bayestune import geometry, guarantees, head, metrics, optim, posterior
+    from bayestune import geometry, guarantees, head, hf, metrics, optim, posterior
     from bayestune.calibration import calibrate
     from bayestune.config import Recipe
     from bayestune.data import Task
     from bayestune.evaluation import evaluate
+    from bayestune.exports import export
     from bayestune.model import BayesModel, build
+    from bayestune.online import update
     from bayestune.peft import PolarConfig
     from bayestune.prediction import Prediction, RegressionPrediction
     from bayestune.store import load, save
@@ -35,18 +37,21 @@ __all__ = [
     "build",
     "calibrate",
     "evaluate",
+    "export",
     "fit",
     "geometry",
     "guarantees",
     "head",
+    "hf",
     "load",
     "metrics",
     "optim",
     "posterior",
     "save",
+    "update",
 ]
 
-_SUBPACKAGES = frozenset({"geometry", "guarantees", "head", "metrics", "optim", "posterior"})
+_SUBPACKAGES = frozenset({"geometry", "guarantees", "head", "hf", "metrics", "optim", "posterior"})
 
 _HOME = {
     "BayesModel": "bayestune.model",
@@ -58,9 +63,11 @@ _HOME = {
     "build": "bayestune.model",
     "calibrate": "bayestune.calibration",
     "evaluate": "bayestune.evaluation",
+    "export": "bayestune.exports",
     "fit": "bayestune.training",
     "load": "bayestune.store",
     "save": "bayestune.store",
+    "update": "bayestune.online",
 }
 
 

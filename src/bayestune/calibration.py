@@ -98,13 +98,13 @@ def calibrate(
 
 
 def seen(model: BayesModel, task: Task) -> bool:
-    """Return whether a task is what a model was trained on or chosen by, as far as it is known.
+    """Return whether a task is what a model was trained on, chosen by or updated with.
 
-    Known are the hashes of the rows it was trained on and of those it was chosen by, so that other
-    files which hold some of these rows are not found.
+    Known are the hashes of these rows, so that other files which hold some of them are not found.
     """
     facts = model.notes.get("data", {})
     known = {facts.get("train_hash"), facts.get("val_hash")}
+    known |= {entry["hash"] for entry in model.notes.get("updates", ())}
     parts = [task]
     with suppress(ConfigError, DataError):  # rows that cannot be split were not split
         parts += task.split(model.recipe.train.hold_out, model.recipe.seed)
@@ -127,7 +127,7 @@ def _check(model: BayesModel, task: Task, coverage: float | None) -> Tensor:
         )
     if seen(model, task):
         raise DataError(
-            f"{task.title} holds the rows that the model was trained on or chosen by: they look "
-            "better than new rows will. Give labelled rows that it has not seen."
+            f"{task.title} holds the rows that the model was trained on or chosen by, or updated "
+            "with: they look better than new rows will. Give labelled rows that it has not seen."
         )
     return targets

@@ -26,6 +26,10 @@ class StoreError(BayestuneError, OSError):
     """A saved run is missing, incomplete, damaged or of another format version."""
 
 
+class ServerError(BayestuneError, ConnectionError):
+    """Another server cannot be reached, refuses, or answers something else than was asked."""
+
+
 class NumericsError(BayestuneError, ArithmeticError):
     """A loss, gradient or feature is NaN or infinite."""
 

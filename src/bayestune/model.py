@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +15,7 @@ from bayestune.backbone import (
     Backbone,
     PrefixCache,
     Reader,
+    SharedBases,
     Source,
     identity,
     load_base,
@@ -26,20 +26,16 @@ from bayestune.backbone import (
     resolve,
 )
 from bayestune.config import Recipe, nest_sections, to_mapping
-from bayestune.data import Encoded, LabelSet, Scaling, Task, encode, render
+from bayestune.data import Encoded, LabelSet, Scaling, Task
 from bayestune.errors import ConfigError, DataError
 from bayestune.guarantees import Guarantees, uniforms
-from bayestune.head import GenerativeHead
 from bayestune.methods import Method
-from bayestune.metrics import Density, density_score
+from bayestune.metrics import Density
 from bayestune.posterior.observed import Observed
-from bayestune.posterior.regression import RegressionPredictive
 from bayestune.prediction import Prediction, RegressionPrediction
+from bayestune.preprocessor import Preprocessor, Texts
 from bayestune.progress import Progress, silent
-
-logger = logging.getLogger(__name__)
-
-Texts = str | Sequence[str] | Sequence[tuple[str, str]] | Sequence[Mapping[str, Any]] | Task
+from bayestune.readout import Readout
 
 
 class BayesModel:
@@ -91,6 +87,19 @@ class BayesModel:
         return self.task.labels
 
     @property
+    def preprocessor(self) -> Preprocessor:
+        """What it makes of texts, without its backbone."""
+        decoder = self.backbone.decoder
+        prompt, length = self.recipe.prompt, self.max_length
+        return Preprocessor(self.task, prompt, self.tokenizer, decoder, length)
+
+    @property
+    def readout(self) -> Readout:
+        """What it makes of pooled features, without its backbone."""
+        predict, names = self.recipe.predict, self.labels
+        return Readout(self.method, predict, self.head, names, self.density, self.scaling)
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What predictions depend on beside what was learnt."""
         dtype = str(self.backbone.dtype).removeprefix("torch.")
@@ -108,25 +117,7 @@ class BayesModel:
         Raises:
             DataError: if they are not of its kind, or offer more choices than it has letters.
         """
-        if isinstance(texts, Task):
-            if texts.kind != self.task.kind:
-                raise DataError(
-                    f"The model reads {self.task.kind} tasks; {texts.title} is {texts.kind}. Build "
-                    "it with labels=train, the task itself."
-                )
-            most = max(texts.choice_counts or (0,))
-            if most > len(self.labels):
-                raise DataError(
-                    f"{texts.title}: a row has {most} choices; the model was built "
-                    f"for at most {len(self.labels)}."
-                )
-            return texts
-        items = [texts] if isinstance(texts, str) else list(texts)
-        if not items:
-            return self.task
-        if isinstance(items[0], Mapping):
-            return Task.from_rows(items, like=self.task, require_labels=False)  # pyright: ignore
-        return Task.from_texts(items, like=self.task)  # pyright: ignore[reportArgumentType]
+        return self.preprocessor.read(texts)
 
     def targets(self, task: Task) -> Tensor:
         """Return the class of every example as an index, or its number in float64, ``(N,)``.
@@ -160,25 +151,19 @@ class BayesModel:
             self.scaling = Scaling.of(self.targets(task).tolist(), task.title)
         self.task = task.select([])
 
+    def tokenize(self, task: Task) -> Encoded:
+        """Return the token ids of a task's prompts, and how many were cut."""
+        return self.preprocessor.tokenize(task)
+
+    @property
+    def max_length(self) -> int:
+        """How many tokens of a prompt are read at most."""
+        limits = (getattr(self.tokenizer, "model_max_length", None), self.backbone.positions)
+        return min(self.recipe.prompt.max_length, *(n for n in limits if n))
+
     def encode(self, task: Task) -> Encoded:
         """Return the token ids of a task's prompts, warning of those that are cut."""
-        decoder = self.backbone.decoder
-        prompts = [
-            render(example, self.recipe.prompt, decoder=decoder, tokenizer=self.tokenizer)
-            for example in task
-        ]
-        limits = (getattr(self.tokenizer, "model_max_length", None), self.backbone.positions)
-        length = min(self.recipe.prompt.max_length, *(n for n in limits if n))
-        encoded = encode(self.tokenizer, prompts, length, decoder)
-        if encoded.truncated:
-            logger.warning(
-                "%d of %d prompts have more than %d tokens (prompt.max_length) and lost their %s",
-                encoded.truncated,
-                len(prompts),
-                length,
-                "beginning" if decoder else "end",
-            )
-        return encoded
+        return self.preprocessor.encode(task)
 
     def reader(self) -> Reader:
         """Return what feeds encoded texts to the backbone."""
@@ -195,10 +180,7 @@ class BayesModel:
 
     def mask(self, task: Task) -> Tensor | None:
         """Return which classes exist for each example ``(N, K)``; None where all do."""
-        counts = task.choice_counts
-        if counts is None or all(count == len(self.labels) for count in counts):
-            return None
-        return torch.arange(len(self.labels)) < torch.tensor(counts)[:, None]  # (N, K)
+        return self.preprocessor.mask(task)
 
     def features(
         self, texts: Texts, batch_size: int = 32, *, progress: Progress = silent
@@ -269,24 +251,7 @@ class BayesModel:
 
         Without sets and abstentions: those take the texts too (`Prediction.under`).
         """
-        device = next(self.head.parameters()).device
-        phi = observed if isinstance(observed, Tensor) else observed.phi
-        predictive = self.method.predict(
-            self.head,
-            observed.to(device),
-            self.recipe.predict,
-            mask if mask is None else mask.to(device),
-        )
-        score = None
-        if isinstance(self.head, GenerativeHead) and len(phi):
-            with torch.no_grad():
-                score = -self.head.log_density(phi.to(device)).float().cpu()
-        elif self.density is not None and len(phi):
-            score = density_score(self.density, phi).float()
-        if isinstance(predictive, RegressionPredictive):
-            scaled = predictive.affine(self.scaling.mean, self.scaling.std)
-            return RegressionPrediction.of(scaled, score)
-        return Prediction.of(predictive.cpu(), self.labels.names, score)
+        return self.readout.predict(observed, mask)
 
     def save(self, path: Any) -> None:
         """Write the model as a PEFT adapter with its posterior beside it; see `bayestune.store`."""
@@ -345,7 +310,12 @@ def build(
 
 
 def assemble(
-    recipe: Recipe, task: Task, *, source: Source | None = None, dtype: str | None = None
+    recipe: Recipe,
+    task: Task,
+    *,
+    source: Source | None = None,
+    dtype: str | None = None,
+    bases: SharedBases | None = None,
 ) -> BayesModel:
     """Build the model of a recipe for a task; see `build`.
 
@@ -354,6 +324,7 @@ def assemble(
         task: its classes and columns.
         source: the backbone, where it is resolved already.
         dtype: of the frozen weights, instead of the recipe's.
+        bases: backbones that are there, whose weights it may stand on.
     """
     method = methods.get(recipe.method)
     source = source or resolve(recipe.model, recipe.revision)
@@ -363,8 +334,11 @@ def assemble(
     tokenizer = load_tokenizer(source)
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)  # the adapter's starting point
-        base = load_base(source, task.outputs, device, precision)
-        source = replace(source, weights=identity(base.transformer))
+        if bases is None:
+            base = load_base(source, task.outputs, device, precision)
+            source = replace(source, weights=identity(base.transformer))
+        else:
+            base, source = bases.load(source, task.outputs, device, precision)
         backbone, head = method.build(base, source, tokenizer, task, recipe)
     return BayesModel(
         method=method,

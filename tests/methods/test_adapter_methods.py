@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from backbone_zoo import CLASSES
 from toy_tasks import foreign_texts, number_rows
 
 from bayestune import methods
@@ -95,22 +94,6 @@ def test_it_comes_back_bit_by_bit(drawn, clear_test, tmp_path):
     assert to_mapping(again.recipe) == to_mapping(drawn.recipe)
     mean = load(tmp_path / "model", samples=0).predict(texts)
     assert torch.equal(mean.probs, probs(drawn, texts, samples=0).probs)
-
-
-def test_stock_peft_loads_the_mean(drawn, tmp_path, llama_base):
-    from peft import PeftModel
-    from transformers import AutoModelForSequenceClassification
-
-    drawn.save(tmp_path / "model")
-    stock = AutoModelForSequenceClassification.from_pretrained(llama_base, num_labels=CLASSES)
-    stock.config.pad_token_id = 0
-    model = PeftModel.from_pretrained(stock, str(tmp_path / "model")).eval()
-    encoded = drawn.encode(drawn.read(["login", "my parcel is late"]))
-    tensors = drawn.reader().tensors(encoded, range(2))
-    with torch.no_grad():
-        logits = model(input_ids=tensors["input_ids"], attention_mask=tensors["attention_mask"])
-        expected = drawn.head(drawn.features(["login", "my parcel is late"]))
-    torch.testing.assert_close(logits.logits, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", sorted(RANDOM))

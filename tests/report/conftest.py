@@ -1,12 +1,9 @@
-"""Benchmarks made up once per session, and a browser to look at their page."""
+"""Benchmarks made up once per session."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from made_benchmark import ROWS, made_suite, make
@@ -14,20 +11,6 @@ from made_benchmark import ROWS, made_suite, make
 from bayestune.bench import Key
 from bayestune.bench.table import Entry
 from bayestune.report import Report, gather, write_report
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser
-
-#: Nothing that needs a display, a sandbox that containers forbid, or a network.
-SWITCHES = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 
 #: Names as nobody would give them.
 NAMES = (
@@ -98,19 +81,3 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Report:
         recipe={**found.recipe, "model": "```" + "".join(NAMES)},
         environment=environment,
     )
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    """Chromium without a head, as installed; never downloaded."""
-    sync_api = pytest.importorskip("playwright.sync_api")
-    path = shutil.which("chromium") or shutil.which("chromium-browser")
-    if path is None:
-        pytest.skip("no chromium is installed; apt-get install chromium")
-    with sync_api.sync_playwright() as playwright:
-        try:
-            started = playwright.chromium.launch(executable_path=path, args=list(SWITCHES))
-        except sync_api.Error as error:
-            pytest.skip(f"chromium does not start: {str(error).splitlines()[0]}")
-        yield started
-        started.close()

@@ -169,6 +169,10 @@ class Task:
             raise DataError(f"The task's fields must be among {list(COLUMNS)}.")
         return cls(kind, (), LabelSet.from_json(schema["labels"]), Fields(**columns))
 
+    def unlabelled(self) -> Task:
+        """Return the same task without examples, whose `parse` does not look at labels."""
+        return replace(self, examples=(), fields=replace(self.fields, label=None, answer=None))
+
     def __len__(self) -> int:
         return len(self.examples)
 

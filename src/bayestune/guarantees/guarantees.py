@@ -39,6 +39,13 @@ class Guarantees:
             ]
         return found
 
+    def report(self) -> dict[str, Any]:
+        """Return the same with what follows from it: bounds by threshold, the one chosen."""
+        found = self.to_json()
+        if self.abstain is not None:
+            found["abstain"] |= {"bounds": list(self.abstain.bounds), "chosen": self.abstain.chosen}
+        return found
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Guarantees:
         """Return what `to_json` wrote.

@@ -6,8 +6,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from bayestune.errors import DataError, nearest
+from bayestune.files import new_file
 
-__all__ = ["QUICKSTART_FILES", "quickstart_path"]
+__all__ = ["QUICKSTART_FILES", "copy_quickstart", "quickstart_path"]
 
 QUICKSTART_FILES = ("train.jsonl", "test.jsonl", "oos.jsonl", "labels.json", "README.md")
 
@@ -37,3 +38,19 @@ def quickstart_path(name: str) -> Path:
             "package. Install bayestune again, unpacked."
         )
     return path
+
+
+def copy_quickstart(folder: str | Path) -> list[Path]:
+    """Copy the quick-start files into a folder, made where there is none; return where they lie.
+
+    Raises:
+        DataError: if the folder has a file of one of their names; nothing is copied then.
+    """
+    targets = [Path(folder) / name for name in QUICKSTART_FILES]
+    for target in targets:
+        if target.exists():
+            raise DataError(f"{target} exists already; give another folder or remove it first.")
+    for target in targets:
+        with new_file(target) as stream:
+            stream.write(quickstart_path(target.name).read_text(encoding="utf-8"))
+    return targets
