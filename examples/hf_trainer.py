@@ -112,6 +112,8 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
         device="cpu" if arguments.cpu else "auto",
     )
     full.save(arguments.out / "model")  # bayestune predict, eval, calibrate and bt.load take it
+    chosen = bt.evaluate(full, test).scalars  # covariance and temperature by the held-out rows
+    print({f"model_{name}": round(chosen[name], 4) for name in ("nll", "ece", "accuracy")})
     texts = [example.text for example in test][:3]
     pred = full.predict(texts)
     for text, label, p, epistemic in zip(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bayestune.bench.cell import MODEL, Key, is_written, read
@@ -69,8 +69,12 @@ class Plan:
 
     def _compare(self, key: Key) -> None:
         cell = read(key, self.out)
-        started = any(self.suite.rows[row].start == key.row for row in self.rows)
-        used = started and not cell.error and self.rate(key.task, key.row) in (None, key.lr)
+        waiting = any(
+            self.suite.rows[row].start == key.row
+            and not is_written(replace(key, row=row), self.out)
+            for row in self.rows
+        )
+        used = waiting and not cell.error and self.rate(key.task, key.row) in (None, key.lr)
         if used and cell.measured and not (key.folder(self.out) / MODEL).is_dir():
             raise ConfigError(
                 f"{key.folder(self.out)} was trained before any row started from {key.row} and "
