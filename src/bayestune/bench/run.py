@@ -34,6 +34,7 @@ from bayestune.bench.workers import side_by_side
 from bayestune.data import Task
 from bayestune.errors import ConfigError, NumericsError
 from bayestune.evaluation import Evaluation, evaluate, score
+from bayestune.files import tidy
 from bayestune.finalize import item_nll
 from bayestune.methods.cost import counted
 from bayestune.model import BayesModel, assemble
@@ -246,6 +247,9 @@ def run(
         DataError: if the rows of a task cannot be read or do not suffice, before anything starts.
         BayestuneError: if a worker's process died.
     """
+    for task in plan.tasks:
+        for row in plan.rows:
+            tidy(plan.out / "cells" / task / row)  # what a killed process left
     ready, done = plan.todo()
     if ready:
         _check_rows(plan, data)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -111,6 +111,7 @@ class Loop:
     epochs: int
     step: int = 0
     epoch: int = 0
+    meter: Meter = field(default_factory=Meter)
     adapter: StiefelAdam | Ivon = field(init=False)
     posterior: StiefelAdam | Ivon = field(init=False)
     natural: nn.Parameter | None = field(init=False)
@@ -180,22 +181,22 @@ class Loop:
             after_step: called when a step is complete.
 
         Returns:
-            Means over the steps that were run.
+            Means over the steps of the epoch.
 
         Raises:
             NumericsError: if the objective is not finite.
         """
         self.reader.backbone.train(True)
-        meter = Meter()
         for batch in self.batches():
             terms = self.run_step(batch)
-            meter.add(*terms, len(batch))
-            advance(len(batch), f"nll {meter.means()['train_nll']:.3f}")
+            self.meter.add(*terms, len(batch))
+            advance(len(batch), f"nll {self.meter.means()['train_nll']:.3f}")
             after_step()
         self.reader.backbone.train(False)
         self.head.update_prior()  # pyright: ignore[reportCallIssue]
         self.epoch += 1
-        return meter.means()
+        means, self.meter = self.meter.means(), Meter()
+        return means
 
     def run_step(self, batch: list[int]) -> tuple[float, float, float]:
         """Take one step; return the NLL term, the KL and the norm of the adapter's gradient."""
@@ -288,4 +289,10 @@ class Loop:
 
     def state(self) -> dict[str, Any]:
         """Return the positions of the schedule, JSON-ready."""
-        return {"step": self.step, "epoch": self.epoch, "kappa": self.kappa}
+        at = {"step": self.step, "epoch": self.epoch, "kappa": self.kappa}
+        return at | {"meter": asdict(self.meter)}
+
+    @property
+    def done(self) -> int:
+        """How many examples the steps have seen, over all epochs."""
+        return self.epoch * len(self.rows) + self.meter.examples

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from bayestune.config import to_mapping
 from bayestune.errors import StoreError
-from bayestune.files import recover, under
+from bayestune.files import recover, tidy, under
+from bayestune.progress import Advance
 from bayestune.training.checkpoint import (
     flatten,
     load_checkpoint,
@@ -20,7 +21,8 @@ from bayestune.training.checkpoint import (
     unflatten,
 )
 from bayestune.training.choose import candidates
-from bayestune.training.loop import Loop
+from bayestune.training.interrupts import held
+from bayestune.training.loop import Loop, Meter
 from bayestune.training.run import CHECKPOINT, RACE
 
 if TYPE_CHECKING:
@@ -68,6 +70,7 @@ def interrupted(session: Session) -> dict[str, Found]:
     out = session.journal.out
     if out is None:
         return {}
+    tidy(out)
     found: dict[str, Found] = {}
     for name in (CHECKPOINT, *map(candidate, candidates(session.model))):
         recover(out / name)
@@ -96,5 +99,28 @@ def proceed(session: Session, tensors: dict[str, Tensor], state: dict[str, Any])
     for name in ("adapter", "posterior"):
         getattr(loop, name).load_state_dict(unflatten(name, tensors, state[name]))
     loop.step, loop.epoch = state["step"], state["epoch"]
+    loop.meter = Meter(**state.get("meter", {}))  # which earlier versions kept no part of
     set_rng_state(session.model.backbone.device, tensors)
     return loop
+
+
+def run_epoch(session: Session, loop: Loop, advance: Advance, name: str) -> dict[str, float]:
+    """Train to the end of the epoch; a signal ends it after the step, with the state kept.
+
+    Args:
+        session: the fit in progress.
+        loop: its loop.
+        advance: progress, by examples.
+        name: of the state.
+
+    Returns:
+        Means over the epoch.
+    """
+    with held() as signals:
+
+        def after_step() -> None:
+            if signals.come:
+                save_state(session, loop, name)
+                signals.deliver()
+
+        return loop.run_epoch(advance, after_step)
