@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -67,12 +68,14 @@ class Harness:
     def count(self, name: str) -> None:
         """Count one more."""
         self.counts[name] = self.counts.get(name, 0) + 1
+        print(f"{name}: {self.counts[name]}", file=sys.stderr, flush=True)
 
     def expect(self, right: bool, what: str, ended: Ended | None = None) -> None:
         """Note what is not as it should be, with the last words of the process."""
         if not right:
             words = "" if ended is None else f" (status {ended.status}): {ended.said[-300:]}"
             self.failures.append(what + words)
+            print(f"FAILED: {self.failures[-1]}", file=sys.stderr, flush=True)
 
     def arguments(self, name: str, out: Path) -> list[str]:
         """Return the command of a training."""

@@ -83,7 +83,8 @@ def run(
     """
     place = workplace or watched.parent
     log, trail = place / f"{watched.name}.log", place / f"{watched.name}.trail"
-    trail.write_text("")
+    for path in (log, trail):
+        path.write_text("")
     started = time.monotonic()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from bayestune.config import to_mapping
-from bayestune.errors import StoreError
+from bayestune.errors import NumericsError, StoreError
 from bayestune.files import recover, tidy, under
 from bayestune.progress import Advance
 from bayestune.training.checkpoint import (
@@ -79,13 +79,21 @@ def interrupted(session: Session) -> dict[str, Found]:
     if not found and (out / "model").is_dir() and not session.journal.is_open:
         raise StoreError(f"{out} holds a finished run; there is nothing to resume.")
     for name, (_, state) in found.items():
-        if state["recipe"] != to_mapping(session.recipe) or state["facts"] != session.facts:
+        if _lasting(state["recipe"]) != _lasting(to_mapping(session.recipe)) or (
+            state["facts"] != session.facts
+        ):
             what = "recipe" if state["facts"] == session.facts else "data"
             raise StoreError(
                 f"{out / name} belongs to a run with another {what}; resume with the same "
                 "command, or start anew with --overwrite."
             )
     return found
+
+
+def _lasting(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return what must not change of a recipe; a run that was stopped may go on by skipping."""
+    train = {key: value for key, value in recipe["train"].items() if key != "nonfinite"}
+    return {**recipe, "train": train}
 
 
 def proceed(session: Session, tensors: dict[str, Tensor], state: dict[str, Any]) -> Loop:
@@ -105,7 +113,7 @@ def proceed(session: Session, tensors: dict[str, Tensor], state: dict[str, Any])
 
 
 def run_epoch(session: Session, loop: Loop, advance: Advance, name: str) -> dict[str, float]:
-    """Train to the end of the epoch; a signal ends it after the step, with the state kept.
+    """Train to the end of the epoch; what ends it earlier finds the state after its last step.
 
     Args:
         session: the fit in progress.
@@ -115,6 +123,9 @@ def run_epoch(session: Session, loop: Loop, advance: Advance, name: str) -> dict
 
     Returns:
         Means over the epoch.
+
+    Raises:
+        NumericsError: see `Loop.run_epoch`.
     """
     with held() as signals:
 
@@ -123,4 +134,13 @@ def run_epoch(session: Session, loop: Loop, advance: Advance, name: str) -> dict
                 save_state(session, loop, name)
                 signals.deliver()
 
-        return loop.run_epoch(advance, after_step)
+        try:
+            return loop.run_epoch(advance, after_step)
+        except NumericsError as error:
+            if (out := session.journal.out) is None or not loop.is_finite:
+                raise
+            save_state(session, loop, name)
+            raise NumericsError(
+                f"{error} {out / name} holds the state before it: --resume with "
+                "train.nonfinite=skip goes on without such batches."
+            ) from error
