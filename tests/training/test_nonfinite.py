@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor, nn
 
 from bayestune.errors import NumericsError
 from bayestune.model import BayesModel
-from bayestune.progress import silent
+from bayestune.progress import Advance, silent
 from bayestune.store import load
 from bayestune.training import fit
 from bayestune.training.checkpoint import load_checkpoint
@@ -111,17 +112,17 @@ def test_an_epoch_without_a_step_is_no_training(make, clear, tmp_path) -> None:
 
 
 def test_broken_weights_are_not_left_out(make, clear, tmp_path) -> None:
-    model, out = make(**OPTIONS, nonfinite="skip"), tmp_path / "run"
-    head = model.method.loss
+    model = make(**OPTIONS, nonfinite="skip")
+    adapter = next(p for p in model.backbone.parameters() if p.requires_grad)
 
-    def loss(module: nn.Module, batch: Any) -> Any:
-        with torch.no_grad():
-            next(module.parameters()).fill_(float("inf"))
-        return head(module, batch)
+    @contextmanager
+    def progress(label: str, total: int) -> Iterator[Advance]:
+        def advance(count: int = 1, note: str = "") -> None:
+            if label == "training" and count:
+                adapter.data.fill_(float("nan"))
 
-    object.__setattr__(model.method, "loss", loss)
-    try:
-        with pytest.raises(NumericsError, match="The loss is nan in the head"):
-            fit(model, clear, out=out, progress=silent)
-    finally:
-        object.__setattr__(model.method, "loss", head)
+        yield advance
+
+    with pytest.raises(NumericsError, match="at step 1 in epoch 1"):
+        fit(model, clear, out=tmp_path / "run", progress=progress)
+    assert not (tmp_path / "run" / "checkpoint").exists()

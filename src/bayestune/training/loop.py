@@ -206,14 +206,15 @@ class Loop:
             advance(len(batch), f"nll {self.meter.means()['train_nll']:.3f}")
             after_step()
         self.reader.backbone.train(False)
-        self.head.update_prior()  # pyright: ignore[reportCallIssue]
-        self.epoch += 1
-        meter, self.meter = self.meter, Meter()
+        meter = self.meter
         if meter.skipped and not meter.steps:
             raise NumericsError(
-                f"All {meter.skipped} batches of epoch {self.epoch} were left out; lower train.lr "
-                "or train.head_lr, or use dtype=float32 for the backbone."
+                f"All {meter.skipped} batches of epoch {self.epoch + 1} were left out; lower "
+                "train.lr or train.head_lr, or use dtype=float32 for the backbone."
             )
+        self.head.update_prior()  # pyright: ignore[reportCallIssue]
+        self.epoch += 1
+        self.meter = Meter()
         skips = self.config.nonfinite == "skip"
         return meter.means() | ({"skipped_batches": meter.skipped} if skips else {})
 

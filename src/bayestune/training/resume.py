@@ -137,7 +137,8 @@ def run_epoch(session: Session, loop: Loop, advance: Advance, name: str) -> dict
         try:
             return loop.run_epoch(advance, after_step)
         except NumericsError as error:
-            if (out := session.journal.out) is None or not loop.is_finite:
+            skips = loop.config.nonfinite == "skip"  # then no state is worth going on from
+            if (out := session.journal.out) is None or skips or not loop.is_finite:
                 raise
             save_state(session, loop, name)
             raise NumericsError(
