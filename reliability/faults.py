@@ -82,22 +82,28 @@ def run(
         workplace: where notes on the process go; beside the watched folder where absent.
     """
     place = workplace or watched.parent
-    log, trail = place / f"{watched.name}.log", place / f"{watched.name}.trail"
-    for path in (log, trail):
-        path.write_text("")
+    trail = place / f"{watched.name}.trail"
+    trail.write_text("")
+    reader, writer = os.pipe()  # what is said must not depend on a disk that is full
     started = time.monotonic()
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
     if pid == 0:
-        _child(arguments, watched, fault, before, log, trail)
+        try:
+            os.close(reader)
+            _child(arguments, watched, fault, before, writer, trail)
+        finally:
+            os._exit(70)  # never back into the harness
+    os.close(writer)
     if fault is not None and fault.after:
         time.sleep(fault.after)
         number = {"kill": signal.SIGKILL, "int": signal.SIGINT, "term": signal.SIGTERM}[fault.kind]
         os.kill(pid, number)  # not waited for yet, so the number is still its own
+    with open(reader, encoding="utf-8", errors="replace") as stream:  # noqa: PTH123
+        said = stream.read()
     _, status = os.waitpid(pid, 0)
     seconds = time.monotonic() - started
-    said = log.read_text(encoding="utf-8", errors="replace")
     return Ended(os.waitstatus_to_exitcode(status), said, trail.read_text().splitlines(), seconds)
 
 
@@ -106,16 +112,15 @@ def _child(
     watched: Path,
     fault: Fault | None,
     before: Callable[[], Any],
-    log: Path,
+    said: int,
     trail: Path,
 ) -> None:
     status = 70
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(handle, 1)
-        os.dup2(handle, 2)
+        os.dup2(said, 1)
+        os.dup2(said, 2)
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
         sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
         before()
