@@ -36,6 +36,27 @@ def prepare(folder: Path) -> dict[str, Path]:
     return found
 
 
+def small_suite(folder: Path, files: dict[str, Path]) -> Path:
+    """Write a benchmark of two rows, one of which starts from the other at two rates."""
+    import yaml
+
+    task = {"train": "train.jsonl", "val": "val.jsonl", "test": "test.jsonl"}
+    content = {
+        "recipe": {
+            "model": str(files["base"]),
+            "adapter": {"rank": 4, "layers": "top:2"},
+            "train": {"epochs": 1, "head_lr": 0.05},
+        },
+        "rates": {"lora": [1e-3, 2e-3]},
+        "seeds": 1,
+        "tasks": {"topics": {**task, "train_rows": 30, "test_rows": 20}},
+        "rows": {"mle": None, "temperature": {"start": "mle"}},
+    }
+    path = folder / "suite.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """Return all files under a folder by their relative names."""
     files = (path for path in folder.rglob("*") if path.is_file())
