@@ -31,7 +31,7 @@ TRAININGS = {
 #: How many of each fault.
 COUNTS = {
     "ci": {"kills": 3, "late": 0, "full": 1, "signals": 2, "bench": 0, "predict": 0},
-    "full": {"kills": 60, "late": 20, "full": 16, "signals": 12, "bench": 8, "predict": 8},
+    "full": {"kills": 40, "late": 12, "full": 12, "signals": 8, "bench": 8, "predict": 8},
 }
 
 
