@@ -155,9 +155,13 @@ class Job:
         return sum(1 for _ in islice(self._rows, reached.read))
 
     def run(
-        self, stream: TextIO, chunk: int, advance: Advance, keep: Callable[[int, int, int], None]
+        self,
+        stream: TextIO,
+        chunk: int,
+        advance: Advance,
+        keep: Callable[[int, int, int], None] = lambda read, good, bad: None,
     ) -> None:
-        """Predict everything, holding only ``chunk`` rows at a time."""
+        """Predict everything, holding only ``chunk`` rows at a time; ``keep`` is told of each."""
         examples = self._examples()
         while some := list(islice(examples, chunk)):
             for row in self._predict(some):
