@@ -84,7 +84,7 @@ def predict(
     log.info("%d rows predicted%s, %d bad lines", job.good, where, job.bad)
 
 
-def _determined_by(run: Path, file: str, *options: Any) -> dict[str, Any]:
+def _determined_by(run: str | Path, file: str, *options: Any) -> dict[str, Any]:
     """Return all that the rows of a result follow from."""
     from bayestune.store import model_folder
 
