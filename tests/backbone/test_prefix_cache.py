@@ -46,6 +46,26 @@ def test_memory_first_then_the_file_then_nothing(dtype, tmp_path):
     assert cache.get(cache.key(range(7))) is None
 
 
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_states_that_were_changed_in_the_file_are_not_given_back(damage, tmp_path, caplog):
+    cache = PrefixCache("identity", max_gb=0.0, folder=tmp_path)
+    for key in (b"a", b"b"):
+        cache.put(key, states(4, seed=key[0]))
+    (file,) = tmp_path.iterdir()
+    content = file.read_bytes()
+    if damage == "remove":
+        file.unlink()
+    else:
+        spoilt = content[:-1] + bytes([content[-1] ^ 1])
+        file.write_bytes(spoilt if damage == "flip" else content[:-9])
+    assert cache.get(b"b") is None and b"b" not in cache
+    assert "was changed by others; states are computed anew" in caplog.text
+    kept = cache.get(b"a")
+    assert (kept is None) == (damage == "remove")
+    if kept is not None:
+        assert torch.equal(kept, states(4, seed=ord("a")))
+
+
 @pytest.mark.parametrize("max_gb", [1.0, 0.0])
 def test_odd_numbers_come_back_bit_by_bit(max_gb, tmp_path):
     odd = torch.tensor([[0.0, -0.0, float("inf"), float("-inf"), float("nan"), 1e-45, 3e38, 1.0]])

@@ -12,6 +12,7 @@ from cli_checks import complaint
 
 from bayestune import recipes
 from bayestune.cli.console import to_json
+from bayestune.cli.stopping import Terminated
 from bayestune.errors import NumericsError, StoreError
 from bayestune.files import new_file
 
@@ -26,6 +27,7 @@ class OutOfMemoryError(RuntimeError):
         (StoreError("run/model is missing."), 2, "run/model is missing."),
         (KeyboardInterrupt(), 130, "interrupted."),
         (KeyboardInterrupt("interrupted; resume"), 130, "interrupted; resume"),
+        (Terminated("interrupted; resume"), 143, "interrupted; resume"),
         (OSError(errno.ENOSPC, "No space left on device", "a/b"), 2, "a/b: No space left"),
         (PermissionError(errno.EACCES, "Permission denied", "a/b"), 2, "a/b: Permission denied."),
         (ConnectionError("no route\nto the Hub"), 2, "no route."),

@@ -161,7 +161,7 @@ def test_interrupted_before_anything_was_kept(cli, train_arguments, tmp_path, mo
     with monkeypatch.context() as patch:
         interrupted_in(0, patch)
         sentence = complaint(cli(*train_arguments, "--out", out, code=None), 130)
-    assert "before the first epoch was complete" in sentence
+    assert "before there was a state to keep" in sentence
     cli(*train_arguments, "--out", out, "--resume", "epochs=1")
     assert bayestune.load(out).recipe.train.epochs == 1
 

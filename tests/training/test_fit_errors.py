@@ -102,7 +102,7 @@ def poison_after(examples: int, spoil: Callable[[], None]) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("where", "message"), [("head", "The loss is nan at step"), ("adapter", "Features of rows")]
+    ("where", "message"), [("head", "The loss is nan in the head"), ("adapter", "Features of rows")]
 )
 def test_numbers_that_break_down_leave_the_last_checkpoint(
     make, clear, tmp_path, where, message

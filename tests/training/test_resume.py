@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,6 +80,53 @@ def test_a_seed_given_to_fit_orders_the_batches(make, clear, whole, tmp_path) ->
     metrics = [(run / "metrics.jsonl").read_text() for run in (whole, tmp_path / "other")]
     assert metrics[0] != metrics[1]
     assert load(tmp_path / "other").recipe.seed == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "label", "examples", "step"),
+    [
+        (signal.SIGINT, "training", 130, 9),
+        (signal.SIGTERM, "training", 16, 1),
+        (signal.SIGINT, "choosing the KL weight", 130, 9),
+    ],
+)
+def test_a_signal_ends_it_after_the_step_with_the_state_kept(
+    make, clear, whole, tmp_path, number, label, examples, step
+) -> None:
+    options = {**OPTIONS, "kl": "auto"} if label != "training" else OPTIONS
+    if label != "training":
+        whole = tmp_path / "whole"
+        fit(make(**options), clear, out=whole, progress=silent)
+    come = False
+
+    @contextmanager
+    def progress(at: str, total: int) -> Iterator[Advance]:
+        done = 0
+
+        def advance(count: int = 1, note: str = "") -> None:
+            nonlocal done, come
+            done += count
+            if at == label and done >= examples and not come:
+                come = True
+                signal.raise_signal(number)
+                assert done < examples + 32, "the step after it was not taken"
+
+        yield advance
+
+    def terminate(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    out, before = tmp_path / "run", signal.signal(signal.SIGTERM, terminate)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fit(make(**options), clear, out=out, progress=progress)
+        assert signal.getsignal(signal.SIGTERM) is terminate
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    (state,) = [path for path in (out / "checkpoint", *out.glob("race/*")) if path.is_dir()]
+    assert load_checkpoint(state)[1]["step"] == step
+    fit(make(**options), clear, out=out, resume=True, progress=silent)
+    same_files(whole, out)
 
 
 @pytest.mark.parametrize("examples", [130, 216, 300])

@@ -233,7 +233,7 @@ def test_a_loss_that_is_no_number_stops_with_the_step_and_the_rows(make, clear, 
     loop = make_loop(model, clear)
     with torch.no_grad():
         model.head.weight[0, 0] = float("nan")
-    with pytest.raises(NumericsError, match=r"The loss is nan at step 0 \(rows \[0, 1"):
+    with pytest.raises(NumericsError, match=r"The loss is nan .* at step 0 .* ids: 1, 2"):
         loop.run_step(BATCH)
 
 
@@ -241,15 +241,15 @@ def test_a_gradient_that_is_no_number_stops_too(make, clear, make_loop, monkeypa
     loop = make_loop(move(make()), clear)
     descend = loop._descend
 
-    def poison(loss: Tensor, batch: list[int]) -> None:
-        descend(loss, batch)
+    def poison(loss: Tensor, terms: object) -> None:
+        descend(loss, terms)
         gradient = adapters(loop)[0].grad
         if gradient is not None:
             gradient.view(-1)[0] = float("inf")
 
     monkeypatch.setattr(loop, "_descend", poison)
     before = [p.detach().clone() for p in adapters(loop)]
-    with pytest.raises(NumericsError, match=r"The adapter's gradient is inf at step 0; lower tra"):
+    with pytest.raises(NumericsError, match=r"A gradient of the adapter.* at step 0 in"):
         loop.run_step(BATCH)
     assert all(torch.equal(a, b) for a, b in zip(before, adapters(loop), strict=True))
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from bayestune.backbone.breakdown import first_broken
 from bayestune.backbone.layers import layer_stack
 from bayestune.backbone.pool import POOLED, POOLING
 from bayestune.backbone.split import enter_states, resume_from
@@ -242,18 +243,29 @@ class Backbone(nn.Module):
                 self._halves = False
         return self._halves
 
-    def check_finite(self, features: Tensor, rows: str) -> None:
+    def check_finite(
+        self, features: Tensor, rows: str, mask: Tensor, again: Callable[[], Any] | None = None
+    ) -> None:
         """Stop where a feature is not a number.
 
+        Args:
+            features: ``(B, D)``.
+            rows: what they are of, in words.
+            mask: ones where a token is ``(B, T)``.
+            again: the same pass, to find the layer that is to blame.
+
         Raises:
-            NumericsError: naming the rows.
+            NumericsError: naming the rows and the first layer.
         """
-        if not torch.isfinite(features).all():
-            bad = (~torch.isfinite(features).all(dim=1)).nonzero().flatten().tolist()
-            raise NumericsError(
-                f"Features of {rows} are NaN or infinite (positions {bad[:8]} of the batch); lower "
-                "train.lr, or use dtype=float32 for the backbone."
-            )
+        if torch.isfinite(features).all():
+            return
+        bad = (~torch.isfinite(features).all(dim=1)).nonzero().flatten().tolist()
+        layer = first_broken(self.transformer, again, mask) if again is not None else None
+        raise NumericsError(
+            f"Features of {rows} are NaN or infinite (positions {bad[:8]} of the batch"
+            f"{f', first in {layer}' if layer else ''}); lower train.lr, or use dtype=float32 for "
+            "the backbone."
+        )
 
     def _pooled(self, run: Callable[[], Any], attention_mask: Tensor) -> Tensor:
         """Return the pooled features of a pass, whose last layer is run for what is pooled."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import tempfile
 import weakref
+import zlib
 from array import array
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +18,15 @@ from torch import Tensor
 
 from bayestune.errors import StoreError
 
+logger = logging.getLogger(__name__)
+
 
 class PrefixCache:
     """A store of states ``(T, D)`` by the token ids they came from.
 
     In memory up to ``max_gb``, beyond it in a memory-mapped temporary file up to ``max_disk_gb``;
-    what fits in neither is not kept and is computed anew each time.
+    what fits in neither is not kept and is computed anew each time. Nothing outlives the process.
+    What the file gives back is compared with a checksum; where it differs it is computed anew.
 
     Args:
         identity: the fingerprint of model, revision, tokeniser, first adapted layer and dtype.
@@ -42,7 +48,7 @@ class PrefixCache:
         self._disk_budget = int(max_disk_gb * 1e9)
         self._folder = folder
         self._memory: dict[bytes, Tensor] = {}
-        self._places: dict[bytes, tuple[int, int]] = {}
+        self._places: dict[bytes, tuple[int, int, int]] = {}
         self._file: Any = None
         self._shape: tuple[torch.dtype, int] | None = None
         self.memory_bytes = 0
@@ -87,11 +93,19 @@ class PrefixCache:
             return self._memory[key]
         if key not in self._places or self._file is None or self._shape is None:
             return None
-        start, tokens = self._places[key]
+        start, tokens, checksum = self._places[key]
         dtype, width = self._shape
-        return torch.from_file(
-            self._file.name, shared=False, size=start + tokens * width, dtype=dtype
-        )[start:].view(tokens, width)  # (T, D)
+        try:
+            states = torch.from_file(
+                self._file.name, shared=False, size=start + tokens * width, dtype=dtype
+            )[start:].view(tokens, width)  # (T, D)
+        except RuntimeError:  # shorter than it was, or gone
+            states = None
+        if states is None or zlib.crc32(_bytes(states)) != checksum:
+            logger.warning("%s was changed by others; states are computed anew", self._file.name)
+            del self._places[key]
+            return None
+        return states
 
     def _append(self, key: bytes, states: Tensor, size: int) -> None:
         try:
@@ -101,9 +115,9 @@ class PrefixCache:
                     prefix="bayestune-prefix-", suffix=".bin", dir=self._folder, buffering=0
                 )
                 self._shape = (states.dtype, states.shape[1])
-                weakref.finalize(self, self._file.close)
+                weakref.finalize(self, _close, self._file)
             self._file.seek(self.disk_bytes)
-            rest = states.view(torch.uint8).flatten().numpy().data
+            rest = _bytes(states)
             while rest:
                 rest = rest[self._file.write(rest) :]
         except OSError as error:
@@ -112,5 +126,16 @@ class PrefixCache:
                 f"The prefix cache could not be written to {folder}: {error.strerror or error}. "
                 "Set TMPDIR to a disk with room, or lower cache.max_disk_gb."
             ) from error
-        self._places[key] = (self.disk_bytes // states.element_size(), states.shape[0])
+        start, checksum = self.disk_bytes // states.element_size(), zlib.crc32(_bytes(states))
+        self._places[key] = (start, states.shape[0], checksum)
         self.disk_bytes += size
+
+
+def _close(file: Any) -> None:
+    with suppress(FileNotFoundError):  # others may have removed it
+        file.close()
+
+
+def _bytes(states: Tensor) -> memoryview:
+    """Return the bytes of contiguous states."""
+    return states.view(torch.uint8).flatten().numpy().data

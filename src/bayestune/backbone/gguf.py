@@ -12,14 +12,45 @@ from typing import Any
 
 from bayestune.backbone.complete import check_complete
 from bayestune.errors import ModelError, StoreError
+from bayestune.files import checksum, discard, read_json, verify, write_json
 
 logger = logging.getLogger(__name__)
+
+#: Checksum, size and time of every file of a converted model.
+_NOTES = "checksums.json"
 
 #: What transformers and gguf raise on files that are cut short or of an unknown kind.
 _UNREADABLE = (
     *(ValueError, LookupError, OSError, RuntimeError, TypeError, AttributeError),
     *(ArithmeticError, MemoryError, struct.error),
 )
+
+
+def is_whole(folder: Path) -> bool:
+    """Return whether a converted model is there as it was written.
+
+    Its files are read only where their size or time is another than noted. A folder that is
+    damaged, or of a version that noted nothing, is removed.
+
+    Raises:
+        StoreError: if it cannot be.
+    """
+    if not folder.is_dir():
+        return False
+    try:
+        for name, (sha256, stamp) in read_json(folder / _NOTES).items():
+            if not (folder / name).is_file() or _stamp(folder / name) != stamp:
+                verify(folder, {name: sha256})
+    except (StoreError, AttributeError, TypeError, ValueError) as error:
+        logger.warning("%s is converted anew: %s", folder, error)
+        discard(folder)
+        return False
+    return True
+
+
+def _stamp(file: Path) -> list[int]:
+    stat = file.stat()
+    return [stat.st_size, stat.st_mtime_ns]
 
 
 def convert(file: Path, folder: Path) -> None:
@@ -71,6 +102,8 @@ def convert(file: Path, folder: Path) -> None:
         staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
+        notes = {f.name: (checksum(f), _stamp(f)) for f in sorted(staging.iterdir())}
+        write_json(staging / _NOTES, notes)
         try:
             staging.replace(folder)
         except OSError:

@@ -50,13 +50,18 @@ class Reader:
     def batch(self, encoded: Encoded, rows: Sequence[int]) -> Tensor:
         """Return features ``(B, D)`` in fp32 of some rows, with gradients where they are on."""
         tensors = self.tensors(encoded, rows)
-        hidden = self._kept(encoded, rows, tensors["attention_mask"])
-        if hidden is not None:
-            del tensors["input_ids"]
-            features = self.backbone.resume(hidden, **tensors)
-        else:
-            features = self.backbone(**tensors)
-        self.backbone.check_finite(features, f"rows {list(rows)[:8]}")
+        mask = tensors["attention_mask"]
+        hidden = self._kept(encoded, rows, mask)
+
+        def run() -> Tensor:
+            if hidden is None:
+                return self.backbone(**tensors)
+            return self.backbone.resume(
+                hidden, **{name: t for name, t in tensors.items() if name != "input_ids"}
+            )
+
+        features = run()
+        self.backbone.check_finite(features, f"rows {list(rows)[:8]}", mask, run)
         return features
 
     def features(
@@ -131,7 +136,7 @@ class Reader:
                     if hidden is None and halves:
                         hidden = self.backbone.enter(**tensors)
                     phi, logits = self._drawn(head, weights, held, tensors, hidden)
-                    self.backbone.check_finite(phi, f"rows {list(rows)[:8]}")
+                    self.backbone.check_finite(phi, f"rows {list(rows)[:8]}", held.mask)
                     found.append((rows, phi.cpu(), logits.cpu()))
                     advance(len(rows))
         order = torch.tensor([i for rows, _, _ in found for i in rows]).argsort()

@@ -156,7 +156,7 @@ def hub_commit(model: str, revision: str | None) -> str | None:
 
 
 def _gguf(name: str, file: Path) -> Source:
-    from bayestune.backbone.gguf import convert
+    from bayestune.backbone.gguf import convert, is_whole
 
     digest = hashlib.sha256()
     with file.open("rb") as stream:
@@ -164,6 +164,6 @@ def _gguf(name: str, file: Path) -> Source:
             digest.update(block)
     fingerprint = digest.hexdigest()[:32]
     folder = cache_folder() / "gguf" / fingerprint
-    if not (folder / "config.json").is_file():
+    if not is_whole(folder):
         convert(file, folder)
     return Source(name, str(folder), None, fingerprint)

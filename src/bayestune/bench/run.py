@@ -34,6 +34,7 @@ from bayestune.bench.workers import side_by_side
 from bayestune.data import Task
 from bayestune.errors import ConfigError, NumericsError
 from bayestune.evaluation import Evaluation, evaluate, score
+from bayestune.files import tidy
 from bayestune.finalize import item_nll
 from bayestune.methods.cost import counted
 from bayestune.model import BayesModel, assemble
@@ -121,9 +122,22 @@ class Bench:
             cell, arrays = self._failed(key, splits, str(error)), {}
         write(cell, arrays, self.out, model if self._is_start(cell) else None)
         if not cell.error:
-            for lr in set(self.suite.tried(key.task, key.row)) - {key.lr}:
-                shutil.rmtree(replace(key, lr=lr).folder(self.out) / MODEL, ignore_errors=True)
+            self._drop_others(key)
         return cell
+
+    def tidy(self, task: str, row: str, lr: float | None) -> None:
+        """Do for a row what a killed process left undone; ``lr`` is the rate that was chosen."""
+        tidy(self.out / "cells" / task / row)
+        key = Key(task, row, 0, lr or 0.0)
+        if lr is not None and is_written(key, self.out):
+            cell = read(key, self.out)
+            if cell.measured and not cell.error:
+                self._drop_others(key)
+
+    def _drop_others(self, key: Key) -> None:
+        """Remove the models of the rates that were not chosen."""
+        for lr in set(self.suite.tried(key.task, key.row)) - {key.lr}:
+            shutil.rmtree(replace(key, lr=lr).folder(self.out) / MODEL, ignore_errors=True)
 
     def _is_start(self, cell: Cell) -> bool:
         starts = (row.start for row in self.suite.rows.values())
@@ -246,6 +260,10 @@ def run(
         DataError: if the rows of a task cannot be read or do not suffice, before anything starts.
         BayestuneError: if a worker's process died.
     """
+    left = Bench(plan.suite, plan.out)
+    for task in plan.tasks:
+        for row in plan.rows:
+            left.tidy(task, row, plan.rate(task, row))
     ready, done = plan.todo()
     if ready:
         _check_rows(plan, data)

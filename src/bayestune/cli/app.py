@@ -26,6 +26,7 @@ from bayestune.cli import (
 from bayestune.cli.console import logging_to_stderr
 from bayestune.cli.options import Debug
 from bayestune.cli.reporting import reporting
+from bayestune.cli.stopping import terminable
 from bayestune.version import __version__
 
 
@@ -34,7 +35,7 @@ class Verbs(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run a verb."""
-        with logging_to_stderr(), reporting(ctx):
+        with logging_to_stderr(), reporting(ctx), terminable():
             return super().invoke(ctx)
 
 

@@ -115,8 +115,8 @@ def _run(plan: Plan, data: Path | None, device: str | None) -> None:
     devices = [name.strip() for name in device.split(",")] if device else []
     try:
         run(plan, data, devices, report, shown)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
+    except KeyboardInterrupt as error:
+        raise type(error)(
             f"interrupted; {plan.out} holds all trainings that were complete: run the same command "
             "again to go on."
         ) from None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -14,8 +14,10 @@ import typer
 
 from bayestune.cli.console import log, quiet, to_json
 from bayestune.cli.options import Base, BatchSize, Debug, Device, Dtype, RunFolder, Samples
-from bayestune.errors import DataError, NumericsError
-from bayestune.files import new_file
+from bayestune.cli.partial import Reached, growing_file
+from bayestune.errors import ConfigError, DataError, NumericsError
+from bayestune.files import checksum, new_file
+from bayestune.version import __version__
 
 if TYPE_CHECKING:
     from bayestune.data import Example
@@ -41,6 +43,9 @@ def predict(
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 2 (and write no --out) on any bad line.")
     ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep what is done beside --out, and go on from it.")
+    ] = False,
     batch_size: BatchSize = 32,
     device: Device = None,
     dtype: Dtype = None,
@@ -55,6 +60,8 @@ def predict(
     aleatoric + epistemic. The higher ood_score, the less familiar the text. Of numbers the mean and
     standard deviations are given: std² = aleatoric² + epistemic².
     """
+    if resume and (out is None or not Path(file).is_file()):
+        raise ConfigError("--resume goes on with an --out of a FILE on disk; give both.")
     results = sys.stdout
     source = _open(file)
     with quiet(ctx):
@@ -64,15 +71,39 @@ def predict(
         log.info("loading %s", run)
         model = store.load(run, base=base, device=device, dtype=dtype, samples=samples)
         job = Job(model, source, batch_size)
+        of = _determined_by(run, file, batch_size, device, dtype, samples, base) if resume else {}
         ahead = 1 if file == "-" else AHEAD
         # A bar and the rows themselves would be mixed on a terminal.
         total = 0 if out is None and results.isatty() else _count(file)
         bar = (shown if total else silent)("predicting", total)
-        with bar as advance, new_file(out) if out else nullcontext(results) as stream:
-            job.run(stream, ahead * batch_size, advance)
+        with bar as advance, _results(out or results, of) as (stream, reached, keep):
+            advance(job.skip(reached))
+            job.run(stream, ahead * batch_size, advance, keep)
             job.finish(strict=strict, empty_is_bad=file != "-", written=out is None)
     where = f" in {out}" if out is not None else ""
     log.info("%d rows predicted%s, %d bad lines", job.good, where, job.bad)
+
+
+def _determined_by(run: str | Path, file: str, *options: Any) -> dict[str, Any]:
+    """Return all that the rows of a result follow from."""
+    from bayestune.store import model_folder
+
+    parts = [path for path in sorted(model_folder(run).glob("*.json")) if path.is_file()]
+    sums = {path.name: checksum(path) for path in parts}
+    return {"model": sums, "file": checksum(Path(file)), "options": options, "of": __version__}
+
+
+@contextmanager
+def _results(
+    out: Path | TextIO, of: Mapping[str, Any]
+) -> Iterator[tuple[TextIO, Reached, Callable[[int, int, int], None]]]:
+    """Yield where rows go, how far an earlier process came, and what notes how far this one is."""
+    if of and isinstance(out, Path):
+        with growing_file(out, of) as growing:
+            yield growing
+        return
+    with new_file(out) if isinstance(out, Path) else nullcontext(out) as stream:
+        yield stream, Reached(), lambda read, good, bad: None
 
 
 def _open(file: str) -> RowSource:
@@ -105,6 +136,7 @@ class Job:
         batch_size: texts in a pass.
         good: rows predicted so far.
         bad: lines that could not be.
+        read: rows of the source so far.
     """
 
     model: BayesModel
@@ -112,15 +144,31 @@ class Job:
     batch_size: int
     good: int = 0
     bad: int = 0
+    read: int = 0
 
-    def run(self, stream: TextIO, chunk: int, advance: Advance) -> None:
-        """Predict everything, holding only ``chunk`` rows at a time."""
+    def __post_init__(self) -> None:
+        self._rows = iter(self.source.rows)
+
+    def skip(self, reached: Reached) -> int:
+        """Pass over what an earlier process read, whose counts go on; return how many rows."""
+        self.read, self.good, self.bad = reached.read, reached.good, reached.bad
+        return sum(1 for _ in islice(self._rows, reached.read))
+
+    def run(
+        self,
+        stream: TextIO,
+        chunk: int,
+        advance: Advance,
+        keep: Callable[[int, int, int], None] = lambda read, good, bad: None,
+    ) -> None:
+        """Predict everything, holding only ``chunk`` rows at a time; ``keep`` is told of each."""
         examples = self._examples()
         while some := list(islice(examples, chunk)):
             for row in self._predict(some):
                 self.good += 1
                 stream.write(to_json(row) + "\n")
             stream.flush()
+            keep(self.read, self.good, self.bad)
             advance(len(some))
 
     def finish(self, *, strict: bool, empty_is_bad: bool, written: bool) -> None:
@@ -138,7 +186,8 @@ class Job:
         """Read one row after another; whatever labels they have are not looked at."""
         task = self.model.task.unlabelled()
         item: Any
-        for number, item in self.source.rows:
+        for number, item in self._rows:
+            self.read += 1
             where = self.source.where(number)
             try:
                 if isinstance(item, DataError):

@@ -15,6 +15,7 @@ import typer
 
 from bayestune.cli.console import complain
 from bayestune.cli.options import debugging
+from bayestune.cli.stopping import Terminated
 from bayestune.errors import BayestuneError
 
 UNEXPECTED = 1
@@ -22,6 +23,7 @@ BAD_INPUT = 2
 GATE_FAILED = 3
 INTERRUPTED = 130
 BROKEN_PIPE = 141
+TERMINATED = 143
 
 # Typer brings its own copy of click in some versions and takes the installed one in others; the
 # family of usage errors is reached through the one name that all versions export.
@@ -46,7 +48,8 @@ def reporting(ctx: typer.Context) -> Iterator[None]:
     except OSError as error:
         _fail(ctx, _os_sentence(error), BAD_INPUT)
     except KeyboardInterrupt as error:
-        _fail(ctx, str(error) or "interrupted.", INTERRUPTED)
+        status = TERMINATED if isinstance(error, Terminated) else INTERRUPTED
+        _fail(ctx, str(error) or "interrupted.", status)
     except Exception as error:
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             _fail(

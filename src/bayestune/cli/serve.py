@@ -9,6 +9,7 @@ import typer
 
 from bayestune.cli.console import log, quiet
 from bayestune.cli.options import Base, Debug, Device, Dtype, Samples
+from bayestune.cli.stopping import by_the_signal
 from bayestune.errors import ConfigError
 
 
@@ -85,6 +86,7 @@ def serve(
                 log.info("serving %s on http://%s:%d", names, shown, address[1])
 
             log.info("loading %s", ", ".join(runs))
+            by_the_signal()  # the server drains by itself; supervisors expect that end
             server.serve(
                 runs,
                 sock,

@@ -215,18 +215,18 @@ def _fit(
             track=trackers,
             progress=shown,
         )
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(_how_to_go_on(out)) from None
+    except KeyboardInterrupt as error:
+        raise type(error)(_how_to_go_on(out)) from None
 
 
 def _how_to_go_on(out: Path) -> str:
     if (out / "checkpoint").is_dir() or (out / "race").is_dir():
         return (
-            f"interrupted; {out} holds the state after the last complete epoch: run the same "
-            "command with --resume (and without --overwrite) to continue from it."
+            f"interrupted; {out} holds the state that was reached: run the same command with "
+            "--resume (and without --overwrite) to continue from it."
         )
     return (
-        "interrupted before the first epoch was complete; run the same command with --resume to "
+        "interrupted before there was a state to keep; run the same command with --resume to "
         "start again."
     )
 

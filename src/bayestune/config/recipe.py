@@ -79,6 +79,8 @@ class TrainConfig:
     entropy_bonus: float = 0.0  # weight of the predictive's entropy in the loss; point heads only
     hold_out: float = 0.1  # share of the training rows held out where no validation set is given
     patience: int = 0  # epochs without a better validation NLL before stopping; 0: run them all
+    # At a loss, gradient or feature that is NaN or infinite: stop, or leave that batch out.
+    nonfinite: Literal["stop", "skip"] = "stop"
     keep: Literal["best", "last"] = "best"  # which epoch's weights are kept, by validation NLL
 
     def __post_init__(self) -> None:

@@ -52,6 +52,7 @@ class Rows:
         mask: which classes exist ``(N, K)``; None where all do.
         weights: sample weights of mean one ``(N,)``; None for ones.
         unit: what one unit of the numbers is in the user's own; 1 for classes.
+        ids: of the examples, as the user knows them.
     """
 
     encoded: Encoded
@@ -59,6 +60,7 @@ class Rows:
     mask: Tensor | None
     weights: Tensor | None
     unit: float = 1.0
+    ids: tuple[str | int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.encoded.ids)

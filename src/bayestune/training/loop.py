@@ -8,10 +8,12 @@ then the adapter φ is updated against the new posterior, through the same pass.
 
 from __future__ import annotations
 
+import copy
+import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -25,7 +27,10 @@ from bayestune.finalize import Features, Rows
 from bayestune.methods import Method, Terms
 from bayestune.optim import DEVIATIONS, Ivon, StiefelAdam, param_groups, step_deviations
 from bayestune.progress import Advance
+from bayestune.training.checkpoint import rng_state, set_rng_state, trainable
 from bayestune.training.penalty import confidence
+
+logger = logging.getLogger(__name__)
 
 #: Share of a batch in the running mean of the deviations' fixed point, at the peak of the schedule.
 DEVIATION_RATE = 0.1
@@ -67,6 +72,7 @@ class Meter:
     norm: float = 0.0
     examples: int = 0
     steps: int = 0
+    skipped: int = 0
 
     def add(self, nll: float, kl: float, norm: float, examples: int) -> None:
         """Count one step; the NLL weighs by its examples, so that a short batch counts less."""
@@ -111,6 +117,7 @@ class Loop:
     epochs: int
     step: int = 0
     epoch: int = 0
+    meter: Meter = field(default_factory=Meter)
     adapter: StiefelAdam | Ivon = field(init=False)
     posterior: StiefelAdam | Ivon = field(init=False)
     natural: nn.Parameter | None = field(init=False)
@@ -180,25 +187,70 @@ class Loop:
             after_step: called when a step is complete.
 
         Returns:
-            Means over the steps that were run.
+            Means over the steps of the epoch.
 
         Raises:
-            NumericsError: if the objective is not finite.
+            NumericsError: if a loss, gradient or feature is not finite; the state is then the one
+                before that step. With ``train.nonfinite=skip``: if that is so in all batches.
         """
         self.reader.backbone.train(True)
-        meter = Meter()
         for batch in self.batches():
-            terms = self.run_step(batch)
-            meter.add(*terms, len(batch))
-            advance(len(batch), f"nll {meter.means()['train_nll']:.3f}")
+            try:
+                self.meter.add(*self.run_step(batch), len(batch))
+            except NumericsError as error:
+                if self.config.nonfinite == "stop" or not self.is_finite:
+                    raise
+                logger.warning("a batch is left out: %s", error)
+                self.meter.skipped += 1
+                self.step += 1
+            advance(len(batch), f"nll {self.meter.means()['train_nll']:.3f}")
             after_step()
         self.reader.backbone.train(False)
+        meter = self.meter
+        if meter.skipped and not meter.steps:
+            raise NumericsError(
+                f"All {meter.skipped} batches of epoch {self.epoch + 1} were left out; lower "
+                "train.lr or train.head_lr, or use dtype=float32 for the backbone."
+            )
         self.head.update_prior()  # pyright: ignore[reportCallIssue]
         self.epoch += 1
-        return meter.means()
+        self.meter = Meter()
+        skips = self.config.nonfinite == "skip"
+        return meter.means() | ({"skipped_batches": meter.skipped} if skips else {})
 
     def run_step(self, batch: list[int]) -> tuple[float, float, float]:
-        """Take one step; return the NLL term, the KL and the norm of the adapter's gradient."""
+        """Take one step; return the NLL term, the KL and the norm of the adapter's gradient.
+
+        Raises:
+            NumericsError: naming step, epoch and ids; nothing has changed then.
+        """
+        device = self.reader.backbone.device
+        rng, head, moments = rng_state(device), {}, {}
+        if self.config.schedule == "alternate":  # else nothing moves before all is known
+            head = {name: t.clone() for name, t in self.head.state_dict().items()}
+            moments = copy.deepcopy(self.posterior.state_dict())
+        try:
+            return self._step(batch)
+        except NumericsError as error:
+            if head:
+                self.head.load_state_dict(head)
+                self.posterior.load_state_dict(moments)
+            set_rng_state(device, rng)
+            self.adapter.zero_grad()
+            self.head.zero_grad()
+            ids = [self.rows.ids[i] for i in batch] if self.rows.ids else batch
+            raise NumericsError(
+                f"{error} It was at step {self.step} in epoch {self.epoch + 1}; batch ids: "
+                f"{', '.join(map(repr, ids))}."
+            ) from error
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all that is trained is finite."""
+        tensors = trainable(self.reader.backbone, self.head).values()
+        return all(bool(torch.isfinite(t).all()) for t in tensors)
+
+    def _step(self, batch: list[int]) -> tuple[float, float, float]:
         rate = self.rate(self.step)
         for optimizer in (self.adapter, self.posterior):
             for group in optimizer.param_groups:
@@ -206,6 +258,9 @@ class Loop:
         with self._drawn():
             terms, own = self._backward(batch, rate)
         weights = self.reader.backbone.weights
+        self._require_finite_gradients(self.reader.backbone, "the adapter's")
+        if self.config.schedule == "joint":
+            self._require_finite_gradients(self.head, "the head's")
         norm = self._clip()
         self.adapter.step()
         if weights is not None and weights.steps_itself:
@@ -229,7 +284,8 @@ class Loop:
             still = self.rows.batch(phi.detach(), batch)
             for _ in range(self.config.head_steps):
                 terms = self.method.loss(self.head, still)
-                self._descend(terms.nll + scale * terms.kl + self._penalty(still), batch)
+                self._descend(terms.nll + scale * terms.kl + self._penalty(still), terms)
+                self._require_finite_gradients(self.head, "the head's")
                 self._step_posterior(rate)
                 self.head.zero_grad()
         now = self.rows.batch(phi, batch)
@@ -240,7 +296,7 @@ class Loop:
             kl = weights.kl()
             terms = Terms(terms.nll, terms.kl + kl.detach())
             loss = loss if weights.steps_itself else loss + own * kl
-        self._descend(loss, batch)
+        self._descend(loss, terms)
         return terms, own
 
     @contextmanager
@@ -266,26 +322,39 @@ class Loop:
             rho = DEVIATION_RATE * rate
             step_deviations(own, own.grad, rho, weight)  # pyright: ignore[reportArgumentType]
 
-    def _descend(self, loss: Tensor, batch: list[int]) -> None:
+    def _descend(self, loss: Tensor, terms: Terms) -> None:
         if not torch.isfinite(loss):
             raise NumericsError(
-                f"The loss is {loss.item()} at step {self.step} (rows {batch[:8]}); lower train.lr "
-                "or train.head_lr."
+                f"The loss is {loss.item()} in the head (NLL {terms.nll.item():.4g}, KL "
+                f"{terms.kl.item():.4g}); lower train.lr or train.head_lr."
             )
         loss.backward()
+
+    def _require_finite_gradients(self, module: nn.Module, whose: str) -> None:
+        gradients = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
+        if torch.isfinite(torch.nn.utils.get_total_norm(gradients.values())):
+            return
+        broken = [n for n, g in gradients.items() if not torch.isfinite(g).all()]
+        # Gradients come from the loss: the last layer was the first to break down.
+        where = f"of {broken[-1]}" if broken else "as a whole"
+        raise NumericsError(
+            f"A gradient of {whose} weights, {where}, is NaN or infinite; lower train.lr or "
+            "train.head_lr."
+        )
 
     def _clip(self) -> float:
         # Deviations of adapter weights have gradients of another size, from the KL.
         groups = [g for g in self.adapter.param_groups if g["name"] != DEVIATIONS]
         parameters = [p for g in groups for p in g["params"]]
         limit = self.config.clip or math.inf
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
-        if not math.isfinite(norm):
-            raise NumericsError(
-                f"The adapter's gradient is {norm} at step {self.step}; lower train.lr."
-            )
-        return norm
+        return float(torch.nn.utils.clip_grad_norm_(parameters, limit))
 
     def state(self) -> dict[str, Any]:
         """Return the positions of the schedule, JSON-ready."""
-        return {"step": self.step, "epoch": self.epoch, "kappa": self.kappa}
+        at = {"step": self.step, "epoch": self.epoch, "kappa": self.kappa}
+        return at | {"meter": asdict(self.meter)}
+
+    @property
+    def done(self) -> int:
+        """How many examples the steps have seen, over all epochs."""
+        return self.epoch * len(self.rows) + self.meter.examples

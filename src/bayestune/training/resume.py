@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from bayestune.config import to_mapping
-from bayestune.errors import StoreError
-from bayestune.files import recover, under
+from bayestune.errors import NumericsError, StoreError
+from bayestune.files import recover, tidy, under
+from bayestune.progress import Advance
 from bayestune.training.checkpoint import (
     flatten,
     load_checkpoint,
@@ -20,7 +21,8 @@ from bayestune.training.checkpoint import (
     unflatten,
 )
 from bayestune.training.choose import candidates
-from bayestune.training.loop import Loop
+from bayestune.training.interrupts import held
+from bayestune.training.loop import Loop, Meter
 from bayestune.training.run import CHECKPOINT, RACE
 
 if TYPE_CHECKING:
@@ -68,6 +70,7 @@ def interrupted(session: Session) -> dict[str, Found]:
     out = session.journal.out
     if out is None:
         return {}
+    tidy(out)
     found: dict[str, Found] = {}
     for name in (CHECKPOINT, *map(candidate, candidates(session.model))):
         recover(out / name)
@@ -76,13 +79,21 @@ def interrupted(session: Session) -> dict[str, Found]:
     if not found and (out / "model").is_dir() and not session.journal.is_open:
         raise StoreError(f"{out} holds a finished run; there is nothing to resume.")
     for name, (_, state) in found.items():
-        if state["recipe"] != to_mapping(session.recipe) or state["facts"] != session.facts:
+        if _lasting(state["recipe"]) != _lasting(to_mapping(session.recipe)) or (
+            state["facts"] != session.facts
+        ):
             what = "recipe" if state["facts"] == session.facts else "data"
             raise StoreError(
                 f"{out / name} belongs to a run with another {what}; resume with the same "
                 "command, or start anew with --overwrite."
             )
     return found
+
+
+def _lasting(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return what must not change of a recipe; a run that was stopped may go on by skipping."""
+    train = {key: value for key, value in recipe["train"].items() if key != "nonfinite"}
+    return {**recipe, "train": train}
 
 
 def proceed(session: Session, tensors: dict[str, Tensor], state: dict[str, Any]) -> Loop:
@@ -96,5 +107,41 @@ def proceed(session: Session, tensors: dict[str, Tensor], state: dict[str, Any])
     for name in ("adapter", "posterior"):
         getattr(loop, name).load_state_dict(unflatten(name, tensors, state[name]))
     loop.step, loop.epoch = state["step"], state["epoch"]
+    loop.meter = Meter(**state.get("meter", {}))  # which earlier versions kept no part of
     set_rng_state(session.model.backbone.device, tensors)
     return loop
+
+
+def run_epoch(session: Session, loop: Loop, advance: Advance, name: str) -> dict[str, float]:
+    """Train to the end of the epoch; what ends it earlier finds the state after its last step.
+
+    Args:
+        session: the fit in progress.
+        loop: its loop.
+        advance: progress, by examples.
+        name: of the state.
+
+    Returns:
+        Means over the epoch.
+
+    Raises:
+        NumericsError: see `Loop.run_epoch`.
+    """
+    with held() as signals:
+
+        def after_step() -> None:
+            if signals.come:
+                save_state(session, loop, name)
+                signals.deliver()
+
+        try:
+            return loop.run_epoch(advance, after_step)
+        except NumericsError as error:
+            skips = loop.config.nonfinite == "skip"  # then no state is worth going on from
+            if (out := session.journal.out) is None or skips or not loop.is_finite:
+                raise
+            save_state(session, loop, name)
+            raise NumericsError(
+                f"{error} {out / name} holds the state before it: --resume with "
+                "train.nonfinite=skip goes on without such batches."
+            ) from error

@@ -24,13 +24,14 @@ def prepare(model: BayesModel, task: Task, class_weights: str = "none") -> Rows:
     """
     labels = model.targets(task)
     encoded = model.encode(model.read(task))
+    ids = tuple(example.id for example in task)
     if task.kind == "regression":
         if class_weights != "none":
             raise ConfigError(f"train.class_weights={class_weights}: numbers have no classes.")
         scaled = (labels - model.scaling.mean) / model.scaling.std
-        return Rows(encoded, scaled.float()[:, None], None, None, model.scaling.std)
+        return Rows(encoded, scaled.float()[:, None], None, None, model.scaling.std, ids)
     weights = sample_weights(class_weights, task.labels, labels)
-    return Rows(encoded, labels, model.mask(task), weights)
+    return Rows(encoded, labels, model.mask(task), weights, ids=ids)
 
 
 def start(head: nn.Module, rows: Rows, phi: Tensor, indices: Sequence[int]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ import yaml
 
 from bayestune.config import Recipe, to_mapping
 from bayestune.errors import StoreError
-from bayestune.files import write_json, write_text
+from bayestune.files import discard, tidy, write_json, write_text
 from bayestune.store import UNFINISHED
 from bayestune.version import __version__
 
@@ -72,6 +71,7 @@ class Journal:
         """Create the folder, or continue in it."""
         if self.out is None:
             return
+        tidy(self.out)
         write_text(self.out / UNFINISHED, "This run was not finished.\n")
         write_text(self.out / "recipe.yaml", yaml.safe_dump(to_mapping(recipe), sort_keys=False))
         write_json(self.out / "env.json", {**environment(), **facts})
@@ -82,15 +82,16 @@ class Journal:
 
     def close(self) -> None:
         """Remove the states: there is nothing left to continue."""
-        self.drop(CHECKPOINT, RACE)
         if self.out is not None:
+            # First: who is killed between the two finds a finished run, or its last state.
             (self.out / UNFINISHED).unlink(missing_ok=True)
+        self.drop(CHECKPOINT, RACE)
 
     def drop(self, *names: str) -> None:
         """Remove states that are of no use any more."""
         if self.out is not None:
             for name in names:
-                shutil.rmtree(self.out / name, ignore_errors=True)
+                discard(self.out / name)
 
     def line(self, row: Mapping[str, Any]) -> None:
         """Append one row of numbers to ``metrics.jsonl``."""

@@ -31,7 +31,14 @@ from bayestune.training.checkpoint import restore, rng_state, set_rng_state, tra
 from bayestune.training.choose import candidates, delivered_losses, epochs_of, largest, race_epochs
 from bayestune.training.loop import Loop
 from bayestune.training.members import optimise_members
-from bayestune.training.resume import Found, candidate, interrupted, proceed, save_state
+from bayestune.training.resume import (
+    Found,
+    candidate,
+    interrupted,
+    proceed,
+    run_epoch,
+    save_state,
+)
 from bayestune.training.rows import prepare, start, weights_of_classes
 from bayestune.training.run import CHECKPOINT, RACE, Journal, Run, environment
 from bayestune.training.trackers import Trackers, flat
@@ -302,11 +309,11 @@ class Session:
                     loop = proceed(self, *found[name])
                     self._track(self.history, at)
                     self._validate(self.val)
-                    bar(loop.epoch * len(self.rows))
+                    bar(loop.done)
                 else:
                     loop = self.new_loop(kappa)
                 while loop.epoch < epochs and not self._out_of_patience(loop.epoch):
-                    self.history.append(self._run_epoch(loop, bar))
+                    self.history.append(self._run_epoch(loop, bar, name))
                     self._track(self.history[-1:], at)
                     save_state(self, loop, name)
                 loops[kappa], losses[kappa], reached[kappa] = loop, self.losses, self._position()
@@ -334,11 +341,11 @@ class Session:
         set_rng_state(self.model.backbone.device, rng)
         self.history, self.best, self.best_tensors = list(history), dict(best), best_tensors
 
-    def _run_epoch(self, loop: Loop, advance: Advance) -> dict[str, Any]:
+    def _run_epoch(self, loop: Loop, advance: Advance, name: str) -> dict[str, Any]:
         row: dict[str, Any] = {"epoch": loop.epoch + 1}
         if self.member:
             row["member"] = self.member
-        row |= loop.run_epoch(advance)
+        row |= run_epoch(self, loop, advance, name)
         return row | self._evaluate_epoch(loop.epoch)
 
     def _train(self, loop: Loop) -> None:
@@ -346,9 +353,9 @@ class Session:
         if config.max_steps:
             total = min(total, config.max_steps * config.batch_size)
         with self.progress("training", total) as advance:
-            advance(loop.epoch * len(self.rows))
+            advance(loop.done)
             while loop.epoch < self.epochs and not self._out_of_patience(loop.epoch):
-                self.history.append(self._run_epoch(loop, advance))
+                self.history.append(self._run_epoch(loop, advance, CHECKPOINT))
                 self.journal.line(self.history[-1])
                 self._track(self.history[-1:])
                 save_state(self, loop, CHECKPOINT)
