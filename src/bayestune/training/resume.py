@@ -37,7 +37,7 @@ def candidate(kappa: float) -> str:
 
 def save_state(session: Session, loop: Loop, name: str) -> None:
     """Write all that the session needs to go on, where it writes anything."""
-    if session.journal.out is None:
+    if session.journal.out is None or not session.journal.writes:
         return
     tensors = {
         f"now.{k}": v for k, v in trainable(session.model.backbone, session.model.head).items()

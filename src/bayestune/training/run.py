@@ -48,10 +48,12 @@ class Journal:
 
     Args:
         out: the folder; None writes nothing.
+        mute: only look, as another process writes.
     """
 
-    def __init__(self, out: Path | None) -> None:
+    def __init__(self, out: Path | None, *, mute: bool = False) -> None:
         self.out = out
+        self.writes = out is not None and not mute
 
     @property
     def is_open(self) -> bool:
@@ -60,7 +62,7 @@ class Journal:
 
     def require_free(self, *, overwrite: bool) -> None:
         """Raise StoreError if a run lies here that is not to be replaced or continued."""
-        if self.out is None or overwrite:
+        if self.out is None or not self.writes or overwrite:
             return
         if any((self.out / name).exists() for name in ("model", CHECKPOINT, RACE)):
             raise StoreError(
@@ -70,7 +72,7 @@ class Journal:
 
     def open(self, recipe: Recipe, facts: Mapping[str, Any], *, resumed: bool) -> None:
         """Create the folder, or continue in it."""
-        if self.out is None:
+        if self.out is None or not self.writes:
             return
         write_text(self.out / UNFINISHED, "This run was not finished.\n")
         write_text(self.out / "recipe.yaml", yaml.safe_dump(to_mapping(recipe), sort_keys=False))
@@ -83,18 +85,18 @@ class Journal:
     def close(self) -> None:
         """Remove the states: there is nothing left to continue."""
         self.drop(CHECKPOINT, RACE)
-        if self.out is not None:
+        if self.out is not None and self.writes:
             (self.out / UNFINISHED).unlink(missing_ok=True)
 
     def drop(self, *names: str) -> None:
         """Remove states that are of no use any more."""
-        if self.out is not None:
+        if self.out is not None and self.writes:
             for name in names:
                 shutil.rmtree(self.out / name, ignore_errors=True)
 
     def line(self, row: Mapping[str, Any]) -> None:
         """Append one row of numbers to ``metrics.jsonl``."""
-        if self.out is None:
+        if self.out is None or not self.writes:
             return
         try:
             with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as stream:
@@ -106,7 +108,7 @@ class Journal:
 
     def truncate(self, rows: list[dict[str, Any]]) -> None:
         """Write the rows anew: those of a checkpoint, without what followed it."""
-        if self.out is not None:
+        if self.out is not None and self.writes:
             text = "".join(json.dumps(row) + "\n" for row in rows)
             write_text(self.out / "metrics.jsonl", text)
 

@@ -26,7 +26,8 @@ from bayestune.model import BayesModel
 from bayestune.peft import adapter_report, summarise
 from bayestune.posterior.observed import LogitDraws, LogitMoments
 from bayestune.posterior.regression import RegressionPredictive
-from bayestune.progress import Advance, Progress
+from bayestune.processes import Processes
+from bayestune.progress import Advance, Progress, silent
 from bayestune.training.checkpoint import restore, rng_state, set_rng_state, trainable
 from bayestune.training.choose import candidates, delivered_losses, epochs_of, largest, race_epochs
 from bayestune.training.loop import Loop
@@ -34,6 +35,8 @@ from bayestune.training.members import optimise_members
 from bayestune.training.resume import Found, candidate, interrupted, proceed, save_state
 from bayestune.training.rows import prepare, start, weights_of_classes
 from bayestune.training.run import CHECKPOINT, RACE, Journal, Run, environment
+from bayestune.training.sharing import features, fill
+from bayestune.training.together import require_same
 from bayestune.training.trackers import Trackers, flat
 from bayestune.weights import MemberWeights
 
@@ -53,6 +56,7 @@ class Session:
         journal: writes the run's folder.
         progress: how to report.
         trackers: where epochs are logged besides; None for nowhere.
+        processes: those that train together; the first of them writes and reports.
     """
 
     def __init__(
@@ -63,11 +67,13 @@ class Session:
         journal: Journal,
         progress: Progress,
         trackers: Trackers | None = None,
+        processes: Processes = Processes(),
     ) -> None:
         self.model = model
         self.recipe = model.recipe
         self.journal = journal
-        self.progress = progress
+        self.processes = processes
+        self.progress = progress if processes.first else silent
         self.trackers = Trackers((), None) if trackers is None else trackers
         self.rows = prepare(model, train, self.recipe.train.class_weights)
         self.val = prepare(model, val) if val is not None else None
@@ -105,7 +111,9 @@ class Session:
     ) -> Run:
         """Do all steps in order, or those after a training that has ``begun`` it; see `fit`."""
         out = self.journal.out
-        found = interrupted(self) if resume else {}
+        require_same(self.model, self.facts, self.processes)
+        with self.processes.first_before_others():
+            found = interrupted(self) if resume else {}
         if resume and not found:
             logger.warning("%s holds no state to continue from; the run starts anew", out)
         self.journal.require_free(overwrite=overwrite or resume)
@@ -113,9 +121,10 @@ class Session:
             self.journal.open(self.recipe, self.facts, resumed=bool(found))
             chosen = self._train_and_finish(found, begun)
             self.trackers.log({"epoch": self.epochs, **flat(chosen)}, "final/")
-        if out is not None:
+        if out is not None and self.journal.writes:
             self.model.save(out / "model")
             self.journal.close()
+        self.processes.wait()  # for a model that can be loaded
         if self.own_cache:
             self.model.cache = None
         return Run(out, self.recipe, self.history, chosen, time.monotonic() - started)
@@ -183,7 +192,7 @@ class Session:
             torch.manual_seed(self.seed)
             # Features as training starts set the units of prior, posterior and rates.
             some = list(range(0, len(self.rows), max(1, len(self.rows) // 512)))
-            phi = self.reader.features(self.rows.encoded.select(some))
+            phi = features(self.reader, self.rows.encoded.select(some), self.processes)
             start(self.model.head, self.rows, phi, some)
             loop = self._race(candidates(self.model), found)
             if loop.epoch > 0:
@@ -249,7 +258,7 @@ class Session:
         """Return the features of rows ``(N, D)`` on the head's device."""
         device = next(self.model.head.parameters()).device
         shown = {"progress": self.progress, "label": label} if label else {}
-        return self.reader.features(rows.encoded, **shown).to(device)
+        return features(self.reader, rows.encoded, self.processes, **shown).to(device)
 
     def new_loop(self, kappa: float) -> Loop:
         """Return a loop at its first step."""
@@ -262,6 +271,7 @@ class Session:
             kappa=kappa,
             seed=self.seed,
             epochs=self.epochs,
+            processes=self.processes,
         )
 
     def _fill_cache(self) -> None:
@@ -279,7 +289,7 @@ class Session:
         for name, rows in (("training", self.rows), ("held-out", self.val)):
             if rows is not None:
                 label = f"frozen layers, {name}"
-                self.reader.fill(rows.encoded, progress=self.progress, label=label)
+                fill(self.reader, rows.encoded, self.processes, progress=self.progress, label=label)
 
     def _race(self, kappas: tuple[float, ...], found: Mapping[str, Found]) -> Loop:
         """Train the candidates to half of their epochs and return the one to go on with.
@@ -383,11 +393,8 @@ class Session:
         else:
             right = predictive.probs.argmax(1) == rows.labels
             row = {"val_accuracy": float(right.float().mean())}
-        self.losses = delivered_losses(
-            self.model.method,
-            self.model.head,
-            rows,
-            self.recipe.predict,
-            tempered=self.recipe.finalize.temperature == "auto",
-        )
+        method, head, predict = self.model.method, self.model.head, self.recipe.predict
+        tempered = self.recipe.finalize.temperature == "auto"
+        losses = delivered_losses(method, head, rows, predict, tempered=tempered)
+        self.losses = self.processes.same(losses)  # what is chosen by them is one for all
         return {"val_nll": float(self.losses.mean()), **row}
