@@ -204,14 +204,14 @@ class Session:
     def finalize(self) -> dict[str, Any]:
         """Finish the posterior and fit the density on cached features; return what was chosen."""
         settled, device, logits = self._settle(), self.model.backbone.device, None
-        if self.val is not None and self.recipe.finalize.temperature == "auto":
+        weights, tempered = self.model.backbone.weights, self.recipe.finalize.temperature == "auto"
+        if self.val is not None and weights is not None and tempered:
             logits = self._observe(self.val)
         self.model.head.to(wide_device(device))  # and the features go where the head is
         fit_rows = self.rows.features(self.features(self.rows, "features, training"))
         val_rows = None if self.val is None else self.val.features(self.features(self.val))
         if val_rows is not None and logits is not None:
             val_rows = replace(val_rows, logits=logits.to(val_rows.phi.device))
-        weights = self.model.backbone.weights
         head, report = self.model.method.finalize(
             self.model.head, fit_rows, val_rows, self.recipe, self.progress
         )
