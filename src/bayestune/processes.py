@@ -139,6 +139,10 @@ class Processes:
             torch.distributed.barrier()
 
 
+#: One process that trains by itself.
+ALONE = Processes()
+
+
 def started_together() -> bool:
     """Return whether this process was started as one of several, by torchrun or what is like it."""
     return all(name in os.environ for name in _SAID) and int(os.environ["WORLD_SIZE"]) > 1
@@ -162,5 +166,5 @@ def leave() -> None:
 def current() -> Processes:
     """Return the processes that have joined, this one alone where none have."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return Processes()
+        return ALONE
     return Processes(torch.distributed.get_rank(), torch.distributed.get_world_size())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -80,7 +81,9 @@ def quiet(ctx: typer.Context) -> Iterator[None]:
 
 def complain(sentence: str) -> None:
     """Write the one sentence with which a verb fails."""
-    print(f"bayestune: {sentence}", file=sys.stderr, flush=True)
+    rank = os.environ.get("RANK", "0")  # of processes that train together
+    who = "" if rank == "0" else f"process {rank}: "
+    print(f"bayestune: {who}{sentence}", file=sys.stderr, flush=True)
 
 
 def emit(text: str, stream: TextIO | None = None) -> None:

@@ -24,7 +24,7 @@ from bayestune.errors import ConfigError, NumericsError
 from bayestune.finalize import Features, Rows
 from bayestune.methods import Method, Terms
 from bayestune.optim import DEVIATIONS, Ivon, StiefelAdam, param_groups, step_deviations
-from bayestune.processes import Processes
+from bayestune.processes import ALONE, Processes
 from bayestune.progress import Advance
 from bayestune.training.penalty import confidence
 
@@ -111,7 +111,7 @@ class Loop:
     kappa: float
     seed: int
     epochs: int
-    processes: Processes = Processes()
+    processes: Processes = ALONE
     step: int = 0
     epoch: int = 0
     adapter: StiefelAdam | Ivon = field(init=False)

@@ -26,7 +26,7 @@ from bayestune.model import BayesModel
 from bayestune.peft import adapter_report, summarise
 from bayestune.posterior.observed import LogitDraws, LogitMoments
 from bayestune.posterior.regression import RegressionPredictive
-from bayestune.processes import Processes
+from bayestune.processes import ALONE, Processes
 from bayestune.progress import Advance, Progress, silent
 from bayestune.training.checkpoint import restore, rng_state, set_rng_state, trainable
 from bayestune.training.choose import candidates, delivered_losses, epochs_of, largest, race_epochs
@@ -67,7 +67,7 @@ class Session:
         journal: Journal,
         progress: Progress,
         trackers: Trackers | None = None,
-        processes: Processes = Processes(),
+        processes: Processes = ALONE,
     ) -> None:
         self.model = model
         self.recipe = model.recipe

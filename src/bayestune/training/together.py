@@ -38,8 +38,8 @@ def require_together(model: BayesModel, processes: Processes) -> None:
         )
     if weights is not None and type(weights).train_forward is not WeightDistribution.train_forward:
         raise ConfigError(
-            f"The method {recipe.method!r} draws adapter weights anew for every pass, which several "
-            "processes would draw otherwise than one; train it with one process."
+            f"The method {recipe.method!r} draws adapter weights anew for every pass, which "
+            "several processes would draw otherwise than one; train it with one process."
         )
     if recipe.train.batch_size < processes.size:
         raise ConfigError(
