@@ -35,7 +35,7 @@ ROWS = (
     {"evaluation", "calibration"},
     {"online"},
     {"recipes"},
-    {"plots", "hf", "serve"},
+    {"plots", "hf", "serve", "scoring"},
     {"demo", "bench"},
     {"report"},
     {"cli"},

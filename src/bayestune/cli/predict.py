@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bayestune.cli.console import log, quiet, to_json
+from bayestune.cli.console import log, quiet
 from bayestune.cli.options import Base, BatchSize, Debug, Device, Dtype, RunFolder, Samples
-from bayestune.errors import DataError, NumericsError
 from bayestune.files import new_file
+from bayestune.scoring.output import output
 
 if TYPE_CHECKING:
-    from bayestune.data import Example
     from bayestune.data.rows import RowSource
-    from bayestune.model import BayesModel
-    from bayestune.progress import Advance
 
 #: Batches read ahead from a file, so that texts of similar length share a pass.
 AHEAD = 16
@@ -36,7 +30,10 @@ def predict(
     ] = "-",
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write here, once all is done, instead of stdout."),
+        typer.Option(
+            metavar="FILE",
+            help="Write here, once all is done, instead of stdout: JSON lines, or .parquet.",
+        ),
     ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 2 (and write no --out) on any bad line.")
@@ -60,6 +57,7 @@ def predict(
     with quiet(ctx):
         from bayestune import store
         from bayestune.progress import shown, silent
+        from bayestune.scoring.job import Job
 
         log.info("loading %s", run)
         model = store.load(run, base=base, device=device, dtype=dtype, samples=samples)
@@ -69,7 +67,9 @@ def predict(
         total = 0 if out is None and results.isatty() else _count(file)
         bar = (shown if total else silent)("predicting", total)
         with bar as advance, new_file(out) if out else nullcontext(results) as stream:
-            job.run(stream, ahead * batch_size, advance)
+            rows = output(stream, out)
+            job.run(rows, ahead * batch_size, advance)
+            rows.close()
             job.finish(strict=strict, empty_is_bad=file != "-", written=out is None)
     where = f" in {out}" if out is not None else ""
     log.info("%d rows predicted%s, %d bad lines", job.good, where, job.bad)
@@ -93,76 +93,3 @@ def _count(file: str) -> int:
         return 0
     with path.open("rb") as stream:
         return sum(1 for _ in stream)
-
-
-@dataclass
-class Job:
-    """Rows of one source through one model.
-
-    Attributes:
-        model: predicts.
-        source: rows, or the errors of bad ones.
-        batch_size: texts in a pass.
-        good: rows predicted so far.
-        bad: lines that could not be.
-    """
-
-    model: BayesModel
-    source: RowSource
-    batch_size: int
-    good: int = 0
-    bad: int = 0
-
-    def run(self, stream: TextIO, chunk: int, advance: Advance) -> None:
-        """Predict everything, holding only ``chunk`` rows at a time."""
-        examples = self._examples()
-        while some := list(islice(examples, chunk)):
-            for row in self._predict(some):
-                self.good += 1
-                stream.write(to_json(row) + "\n")
-            stream.flush()
-            advance(len(some))
-
-    def finish(self, *, strict: bool, empty_is_bad: bool, written: bool) -> None:
-        """Stop where nothing was usable, or where a bad line is not to be tolerated."""
-        if self.good == 0 and (self.bad or empty_is_bad):
-            found = f"none of its {self.bad} lines" if self.bad else "it is empty: nothing"
-            raise DataError(f"{self.source.name}: {found} can be predicted.")
-        if strict and self.bad:
-            kept = "the other rows were written" if written else "no file was written"
-            raise DataError(
-                f"{self.source.name}: {self.bad} of {self.good + self.bad} lines are bad; {kept}."
-            )
-
-    def _examples(self) -> Iterator[tuple[str, Example]]:
-        """Read one row after another; whatever labels they have are not looked at."""
-        task = self.model.task.unlabelled()
-        item: Any
-        for number, item in self.source.rows:
-            where = self.source.where(number)
-            try:
-                if isinstance(item, DataError):
-                    raise item
-                untyped = self.source.untyped
-                yield where, task.parse(item, number, where, untyped=untyped)
-            except DataError as error:
-                self._report(str(error))
-
-    def _predict(self, some: list[tuple[str, Example]]) -> Iterator[dict[str, Any]]:
-        """Predict examples together; where that fails, one by one to find those at fault."""
-        examples = tuple(example for _, example in some)
-        try:
-            task = replace(self.model.task, examples=examples)
-            prediction = self.model.predict(task, self.batch_size)
-        except (DataError, NumericsError) as error:
-            if len(some) == 1:
-                self._report(f"{some[0][0]}: {error}")
-            else:
-                for one in some:
-                    yield from self._predict([one])
-            return
-        yield from prediction.rows([example.id for example in examples])
-
-    def _report(self, problem: str) -> None:
-        self.bad += 1
-        log.warning("%s", problem)

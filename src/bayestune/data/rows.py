@@ -285,7 +285,8 @@ def _parquet_rows(path: Path) -> Numbered:
             f"{path}: reading Parquet needs pyarrow; pip install 'bayestune[data]'."
         ) from error
     try:
-        with pq.ParquetFile(path) as file:
+        # With a buffer a row group is read piece by piece, however large it is.
+        with pq.ParquetFile(path, buffer_size=1 << 20) as file:
             names = file.schema_arrow.names
             twice = [name for name in names if names.count(name) > 1]
             if twice:
