@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bayestune.cli.console import log, quiet
 from bayestune.cli.options import Base, BatchSize, Debug, Device, Dtype, RunFolder, Samples
+from bayestune.errors import ConfigError, DataError, nearest
 from bayestune.files import new_file
 from bayestune.scoring.output import output
 
@@ -24,17 +25,29 @@ AHEAD = 16
 def predict(
     ctx: typer.Context,
     run: RunFolder,
-    file: Annotated[
-        str,
-        typer.Argument(metavar="FILE", help="Rows, labels not needed; - is stdin."),
-    ] = "-",
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="FILE", help="Rows, labels not needed; - is stdin, the default."),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Write here, once all is done, instead of stdout: JSON lines, or .parquet.",
+            help="Write here, once all is done, instead of stdout: JSON lines, or .parquet. With "
+            "--engine a folder of parts.",
         ),
     ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="ray: many FILEs or 'patterns', by several workers."),
+    ] = None,
+    workers: Annotated[
+        int,
+        typer.Option("-n", "--workers", metavar="N", min=1, help="With --engine; default 1."),
+    ] = 1,
+    parts: Annotated[
+        str, typer.Option(metavar="FORMAT", help="With --engine: jsonl (the default) or parquet.")
+    ] = "jsonl",
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 2 (and write no --out) on any bad line.")
     ] = False,
@@ -52,7 +65,14 @@ def predict(
     aleatoric + epistemic. The higher ood_score, the less familiar the text. Of numbers the mean and
     standard deviations are given: std² = aleatoric² + epistemic².
     """
-    results = sys.stdout
+    files = files or ["-"]
+    if engine is not None:
+        loading = {"base": base, "device": device, "dtype": dtype, "samples": samples}
+        _by_engine(ctx, engine, run, files, out, parts, workers, batch_size, loading, strict=strict)
+        return
+    if len(files) > 1:
+        raise ConfigError(f"{len(files)} files are predicted together by --engine ray; give one.")
+    results, file = sys.stdout, files[0]
     source = _open(file)
     with quiet(ctx):
         from bayestune import store
@@ -73,6 +93,39 @@ def predict(
             job.finish(strict=strict, empty_is_bad=file != "-", written=out is None)
     where = f" in {out}" if out is not None else ""
     log.info("%d rows predicted%s, %d bad lines", job.good, where, job.bad)
+
+
+def _by_engine(
+    ctx: typer.Context,
+    engine: str,
+    run: str,
+    files: list[str],
+    out: Path | None,
+    parts: str,
+    workers: int,
+    batch_size: int,
+    loading: dict[str, Any],
+    *,
+    strict: bool,
+) -> None:
+    if engine != "ray":
+        raise ConfigError(f"There is no engine {engine!r}.{nearest(engine, ('ray',))}")
+    if parts not in ("jsonl", "parquet"):
+        raise ConfigError(f"--parts is {parts!r}; expected jsonl or parquet.")
+    if out is None or "-" in files:
+        raise ConfigError("--engine ray takes files, and --out, the folder of their parts.")
+    with quiet(ctx):
+        import torch
+
+        from bayestune.scoring.ray import Settings, score
+
+        run, out = str(Path(run).resolve()), out.resolve()  # for workers in other folders
+        settings = Settings(run, str(out), f".{parts}", batch_size, loading)
+        gpus = 1.0 if torch.cuda.is_available() and loading["device"] != "cpu" else 0.0
+        good, bad = score(settings, files, workers=workers, gpus=gpus, report=log.warning)
+    log.info("%d rows predicted in %s, %d bad lines", good, out, bad)
+    if good == 0 or (strict and bad):
+        raise DataError(f"{bad} of {good + bad} lines are bad; the parts of the others stay.")
 
 
 def _open(file: str) -> RowSource:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -26,6 +26,7 @@ class Job:
         model: predicts.
         source: rows, or the errors of bad ones.
         batch_size: texts in a pass.
+        report: takes the sentence about a line that cannot be predicted.
         good: rows predicted so far.
         bad: lines that could not be.
     """
@@ -33,6 +34,7 @@ class Job:
     model: BayesModel
     source: RowSource
     batch_size: int
+    report: Callable[[str], None] = logger.warning
     good: int = 0
     bad: int = 0
 
@@ -87,4 +89,4 @@ class Job:
 
     def _report(self, problem: str) -> None:
         self.bad += 1
-        logger.warning("%s", problem)
+        self.report(problem)
