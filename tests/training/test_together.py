@@ -90,6 +90,12 @@ def test_two_processes_train_as_one_does(both, llama_base, name) -> None:
     same(both[0][name], both[1][name], rel=0)
 
 
+def test_each_process_holds_half_of_a_sharded_backbone(both) -> None:
+    whole, half = (both[0][name]["held"] for name in ("uncached", "sharded"))
+    assert both[0]["sharded"]["held"] == both[1]["sharded"]["held"]
+    assert 0.5 * whole < half < 0.6 * whole  # the adapter is on both
+
+
 def test_an_interrupted_training_goes_on_on_both(both, llama_base) -> None:
     assert {"checkpoint", "unfinished"} <= set(both[0]["resumed"].pop("reached"))
     same(both[0]["resumed"], together_run.trained(str(llama_base), None, {}), rel=2e-4)
@@ -124,6 +130,7 @@ def test_what_is_not_the_training_of_one_process_is_refused(both) -> None:
         assert "adapter.dropout=0.1 draws a mask for each row" in said["dropout"]
         assert "'blob' draws adapter weights anew for every pass" in said["noise"]
         assert "2 of them need at least 2" in said["batch"]
+        assert "cache.prefix=on: processes that share the layers" in said["cache"]
         assert "different recipes or rows" in said["unlike"]
         assert "DEEPSPEED, which would flatten parameters" in said["deepspeed"]
 

@@ -23,12 +23,14 @@ CASES: dict[str, dict[str, Any]] = {
     "uncached": {"cache": {"prefix": "off"}, "schedule": "joint", "bound": "monte_carlo"},
     "map": {"method": "map", "clip": 0.05},
     "ivon": {"method": "ivon"},
+    "sharded": {"engine": "fsdp2", "cache": {"prefix": "auto"}},
     "numbers": {"task": "numbers", "head": {"noise": "heteroscedastic"}, "epochs": 2},
 }
 REFUSED: dict[str, dict[str, Any]] = {
     "dropout": {"dropout": 0.1},
     "noise": {"method": "blob"},
     "batch": {"batch_size": 1},
+    "cache": {"engine": "fsdp2", "cache": {"prefix": "on"}},
 }
 
 
@@ -55,19 +57,25 @@ def build(base: str, train: Any, options: dict[str, Any]) -> Any:
 
 def trained(base: str, out: Path, case: dict[str, Any], **how: Any) -> dict[str, Any]:
     """Train, and return curve, choices and all that was learnt."""
+    from bayestune.backbone import shard
     from bayestune.progress import silent
     from bayestune.training import fit
     from bayestune.training.checkpoint import trainable
 
     options = dict(case)
     train, val = tasks(options.pop("task", "topics"))
+    engine = options.pop("engine", "ddp")
     model = build(base, train, options)
+    if engine == "fsdp2":
+        shard(model.backbone)
     run = fit(model, train, val=val, out=out, progress=silent, **how)
     some = torch.randn(20, model.head.in_features, generator=torch.Generator().manual_seed(0))
     found = vars(model.predict_features(some))
     adapter = trainable(model.backbone, model.head)
     chosen = {k: v for k, v in run.chosen.items() if isinstance(v, int | float)}
+    layers = [getattr(p, "_local_tensor", p) for p in model.backbone.layers.parameters()]
     return {
+        "held": sum(p.numel() for p in layers),
         "history": run.history,
         "chosen": chosen,
         "adapter": {k: v for k, v in adapter.items() if k.startswith("backbone.")},

@@ -158,6 +158,10 @@ def train(
         built, rows, held_out = _built(ctx, merged, data, val, limit, columns)
         how = {"resume": resume, "overwrite": overwrite}
         with quiet(ctx):
+            if launch == "fsdp2":
+                from bayestune.backbone import shard
+
+                shard(built.backbone)
             run = _fit(built, rows, held_out, out, start, trackers, **how)
         if first:
             _show(run)

@@ -123,7 +123,7 @@ def score(
     data = _ray(workers)
     plan = {"run": _digest(settings.run), "options": dict(settings.options), "rows": rows}
     files = expand(map(os.path.abspath, files))
-    stats = [(file, os.stat(file)) for file in files]
+    stats = [(file, Path(file).stat()) for file in files]
     plan |= {"files": [[file, s.st_size, s.st_mtime_ns] for file, s in stats]}
     _claim(Path(settings.out), {**plan, "suffix": settings.suffix})
     todo, good, bad = list[Slice](), 0, 0

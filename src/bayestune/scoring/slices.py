@@ -69,7 +69,8 @@ def expand(patterns: Iterable[str]) -> list[str]:
     """
     files: list[str] = []
     for pattern in patterns:
-        found = sorted(glob.glob(pattern, recursive=True)) or [pattern]
+        matches = glob.glob(pattern, recursive=True)  # noqa: PTH207 - Path.glob takes no whole path
+        found = sorted(matches) or [pattern]
         for file in found:
             if not Path(file).is_file():
                 raise DataError(f"{file}: no such file; give files, or a pattern in quotes.")

@@ -41,6 +41,11 @@ def require_together(model: BayesModel, processes: Processes) -> None:
             f"The method {recipe.method!r} draws adapter weights anew for every pass, which "
             "several processes would draw otherwise than one; train it with one process."
         )
+    if model.backbone.sharded and recipe.cache.prefix == "on":
+        raise ConfigError(
+            "cache.prefix=on: processes that share the layers of a backbone run the same passes, "
+            "and a cache would save some of them theirs; set it to auto or off, or use ddp."
+        )
     if recipe.train.batch_size < processes.size:
         raise ConfigError(
             f"train.batch_size is {recipe.train.batch_size}, that of all processes together; "
