@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -169,15 +170,14 @@ def _ray(workers: int) -> Any:
     """Return Ray Data, of the cluster that RAY_ADDRESS names or of one that is started here."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
-        import ray
-        import ray.data
+        ray: Any = import_module("ray")
+        import_module("ray.data")
     except ImportError as error:
         raise ConfigError("--engine ray needs Ray: pip install 'bayestune[ray]'.") from error
     if not ray.is_initialized():
-        local = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": workers + 1}
-        ray.init(include_dashboard=None if not local else False, log_to_driver=False, **local)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
+        local = {"num_cpus": workers + 1, "include_dashboard": False}
+        ray.init(log_to_driver=False, **({} if "RAY_ADDRESS" in os.environ else local))
+    ray.data.DataContext.get_current().enable_progress_bars = False
     return ray.data
 
 
