@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -63,9 +62,9 @@ def main() -> None:
                 f"(in {size[0]:.0f} MB, out {size[1]:.0f} MB)",
                 flush=True,
             )
-            source.unlink(), out.unlink()
+            source.unlink()
+            out.unlink()
 
 
 if __name__ == "__main__":
-    assert resource.getrusage  # not on Windows
     main()

@@ -67,7 +67,7 @@ class Processes:
         """
         if fixed:
             positions = [p for p, row in enumerate(rows) if row % self.size == self.rank]
-            return Share([rows[p] for p in positions] or [self.rank], positions)
+            return Share([rows[p] for p in positions] or [rows[0]], positions)
         positions = list(range(self.rank, len(rows), self.size))
         missing = -(-len(rows) // self.size) - len(positions)
         return Share([rows[p] for p in positions] + [rows[0]] * missing, positions)

@@ -145,6 +145,7 @@ def test_shares_have_every_position_once(fixed, size, rows) -> None:
         assert share.rows[: len(share.positions)] == [rows[p] for p in share.positions]
         assert share.rows  # none stands still while others sum
         if fixed:
-            assert all(row % size == rank for row in share.rows)
+            assert all(rows[p] % size == rank for p in share.positions)
+        assert set(share.rows) <= set(rows)
     if not fixed:
         assert len({len(share.rows) for share in shares}) == 1

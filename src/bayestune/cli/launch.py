@@ -18,7 +18,10 @@ ENGINES = ("ddp", "fsdp2")
 
 def is_worker() -> bool:
     """Return whether this process is one of several already, whoever started it."""
-    return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("WORLD_SIZE") or 1) > 1
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return True
+    said = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # by other launchers
+    return all(name in os.environ for name in said) and int(os.environ["WORLD_SIZE"]) > 1
 
 
 def require_engine(engine: str) -> None:
