@@ -16,7 +16,7 @@ TREES = {
 #: A module imports from rows above its own and from its own package, never sideways or down.
 ROWS = (
     {"errors", "version"},
-    {"files"},
+    {"files", "processes"},
     {"geometry", "posterior", "metrics"},
     {"guarantees"},
     {"data"},
@@ -35,7 +35,7 @@ ROWS = (
     {"evaluation", "calibration"},
     {"online"},
     {"recipes"},
-    {"plots", "hf", "serve"},
+    {"plots", "hf", "serve", "scoring"},
     {"demo", "bench"},
     {"report"},
     {"cli"},

@@ -171,9 +171,13 @@ class BayesModel:
         return Reader(self.backbone, 0 if pad is None else pad, self.cache)
 
     def new_cache(self) -> PrefixCache | None:
-        """Return an empty cache for the frozen layers; None where there are none or it is off."""
+        """Return an empty cache for the frozen layers; None where there are none, or it is off.
+
+        It is for layers that are cut over processes, too: all have to run the same passes, and
+        what is missing differs.
+        """
         config = self.recipe.cache
-        if config.prefix == "off" or not self.backbone.splits:
+        if config.prefix == "off" or not self.backbone.splits or self.backbone.sharded:
             return None
         identity = f"{self.source.fingerprint}|{self.backbone.first_layer}|{self.backbone.dtype}"
         return PrefixCache(identity, max_gb=config.max_gb, max_disk_gb=config.max_disk_gb)

@@ -13,12 +13,14 @@ import torch
 from cli_checks import complaint, read_lines, write_rows
 
 import bayestune
-from bayestune.cli.predict import Job
 from bayestune.data import LabelSet, Task
 from bayestune.data.rows import RowSource
-from bayestune.errors import DataError
+from bayestune.errors import DataError, NumericsError
 from bayestune.posterior.predictive import Predictive
 from bayestune.prediction import Prediction
+from bayestune.scoring import output
+from bayestune.scoring.job import Job
+from bayestune.scoring.output import JsonLines
 
 FIELDS = ["id", "label", "probs", "confidence", "entropy", "aleatoric", "epistemic", "ood_score"]
 ROWS = [
@@ -204,7 +206,7 @@ def test_rows_that_fail_late_do_not_stop_the_others(caplog) -> None:
     model, stream = Oracle("boom"), io.StringIO()
     job = Job(model, source(rows), 4)  # pyright: ignore
     with caplog.at_level("WARNING"):
-        job.run(stream, 4, advance)
+        job.run(JsonLines(stream), 4, advance)
     assert [row["id"] for row in read_lines(stream.getvalue())] == [1, 3, 4, 6, 7]
     assert (job.good, job.bad) == (5, 2)
     assert caplog.messages == [f"stdin line {n}: Prompt 0 has no tokens." for n in (2, 5)]
@@ -224,7 +226,7 @@ def test_memory_is_bounded_and_rows_come_out_as_they_are_ready() -> None:
             written.append((read, self.getvalue().count("\n")))
 
     model = Oracle()
-    Job(model, source(rows()), 8).run(Stream(), 8, advance)  # pyright: ignore
+    Job(model, source(rows()), 8).run(JsonLines(Stream()), 8, advance)  # pyright: ignore
     assert model.passes == [8] * 12 + [4]
     assert written[:3] == [(8, 8), (16, 16), (24, 24)]
 
@@ -233,5 +235,45 @@ def test_labels_are_not_looked_at() -> None:
     model, stream = Oracle(), io.StringIO()
     model.task = replace(model.task, examples=())
     rows = [(1, {"text": "x", "label": {"no": "label"}})]
-    Job(model, source(rows), 8).run(stream, 8, advance)  # pyright: ignore
+    Job(model, source(rows), 8).run(JsonLines(stream), 8, advance)  # pyright: ignore
     assert SimpleNamespace(**read_lines(stream.getvalue())[0]).label == "a"
+
+
+def test_parquet_out_says_what_json_lines_say(cli, run_folder, tmp_path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    file, out = write_rows(tmp_path / "in.jsonl", ROWS), tmp_path / "out.parquet"
+    cli("predict", run_folder, file, "--out", out)
+    expected = read_lines(cli("predict", run_folder, file).stdout)
+    table = parquet.read_table(out)
+    assert table.to_pylist() == [{**row, "id": str(row["id"])} for row in expected]
+    again = cli("predict", run_folder, out, "--out", tmp_path / "again.parquet", code=None)
+    assert "none of its 5 lines can be predicted" in complaint(again)  # it has no texts
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.jsonl", "out.parquet"]
+    assert parquet.read_table(_empty(cli, run_folder, tmp_path)).num_rows == 0
+
+
+def _empty(cli, run_folder, tmp_path):
+    out = tmp_path / "empty.parquet"
+    cli("predict", run_folder, "--out", out, input="")
+    return out
+
+
+def test_parquet_holds_back_one_row_group_alone(tmp_path, monkeypatch) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr(output, "_GROUP", 4000)
+    rows = [(i, {"text": "fine"}) for i in range(1, 301)]
+    with (tmp_path / "out.parquet").open("w") as stream:
+        written = output.Parquet(stream)
+        Job(Oracle(), source(rows), 8).run(written, 8, advance)  # pyright: ignore
+        written.close()
+    found = parquet.ParquetFile(tmp_path / "out.parquet")
+    assert [row["id"] for row in found.read().to_pylist()] == [str(i) for i, _ in rows]
+    assert found.metadata.num_row_groups > 3
+
+
+def test_a_number_that_is_none_stops_parquet_too(tmp_path) -> None:
+    pytest.importorskip("pyarrow")
+    with (tmp_path / "out.parquet").open("w") as stream:
+        rows = output.Parquet(stream)
+        with pytest.raises(NumericsError, match="NaN or infinite"):
+            rows.put([{"id": 1, "mean": math.nan}])

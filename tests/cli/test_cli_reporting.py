@@ -11,10 +11,10 @@ import pytest
 from cli_checks import complaint
 
 from bayestune import recipes
-from bayestune.cli.console import to_json
 from bayestune.cli.stopping import Terminated
 from bayestune.errors import NumericsError, StoreError
 from bayestune.files import new_file
+from bayestune.scoring.output import to_json
 
 
 class OutOfMemoryError(RuntimeError):

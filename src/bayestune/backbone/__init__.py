@@ -18,6 +18,7 @@ from bayestune.backbone.layers import layer_stack, parse_layers
 from bayestune.backbone.output import output_rows
 from bayestune.backbone.place import pick_device, pick_dtype
 from bayestune.backbone.reader import Reader
+from bayestune.backbone.shard import shard
 from bayestune.backbone.shared import SharedBases
 from bayestune.backbone.source import EMBEDDED, Source, resolve
 
@@ -43,4 +44,5 @@ __all__ = [
     "pick_dtype",
     "replace_head",
     "resolve",
+    "shard",
 ]

@@ -44,6 +44,7 @@ class Backbone(nn.Module):
 
     Attributes:
         weights: the distribution over the adapter's weights; None where they are a point.
+        sharded: whether its frozen layers are cut over several processes.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Backbone(nn.Module):
         self.decoder = decoder
         self._pool = POOLING[pooling]
         self.weights: WeightDistribution | None = None
+        self.sharded = False
         self._halves: bool | None = None if first_layer > 0 else False
         self._tail: bool | None = None
         self._cut: list[nn.Module] = []

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bayestune.cli.console import emit, log, quiet, to_json
+from bayestune.cli.console import emit, log, quiet
 from bayestune.cli.options import (
     AsJson,
     Base,
@@ -19,6 +19,7 @@ from bayestune.cli.options import (
     RunFolder,
     Samples,
 )
+from bayestune.scoring.output import to_json
 
 if TYPE_CHECKING:
     pass

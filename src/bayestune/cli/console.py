@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any, TextIO
 
 import typer
 
 from bayestune.cli.options import debugging
-from bayestune.errors import NumericsError
 
 log = logging.getLogger("bayestune.cli")
 
@@ -80,7 +79,9 @@ def quiet(ctx: typer.Context) -> Iterator[None]:
 
 def complain(sentence: str) -> None:
     """Write the one sentence with which a verb fails."""
-    print(f"bayestune: {sentence}", file=sys.stderr, flush=True)
+    rank = os.environ.get("RANK", "0")  # of processes that train together
+    who = "" if rank == "0" else f"process {rank}: "
+    print(f"bayestune: {who}{sentence}", file=sys.stderr, flush=True)
 
 
 def emit(text: str, stream: TextIO | None = None) -> None:
@@ -98,23 +99,3 @@ def emit_table(*tables: Any) -> None:
         for table in tables:
             console.print(table)
     emit("\n".join(line.rstrip() for line in captured.get().rstrip().splitlines()))
-
-
-def to_json(row: Mapping[str, Any]) -> str:
-    """Return one line of JSON whose numbers are all numbers.
-
-    Raises:
-        NumericsError: if one is NaN or infinite.
-    """
-    try:
-        text = json.dumps(row, ensure_ascii=False, allow_nan=False)
-    except ValueError as error:
-        raise NumericsError(
-            "A result is NaN or infinite, which JSON cannot hold; evaluate more rows, or with "
-            "dtype=float32."
-        ) from error
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return json.dumps(row)  # half a surrogate pair can only be written escaped
-    return text

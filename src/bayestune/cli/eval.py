@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bayestune.cli.console import complain, emit, emit_table, log, quiet, to_json
+from bayestune.cli.console import complain, emit, emit_table, log, quiet
 from bayestune.cli.options import (
     AsJson,
     Base,
@@ -24,6 +24,7 @@ from bayestune.cli.options import (
 from bayestune.cli.reporting import GATE_FAILED
 from bayestune.errors import ConfigError, DataError
 from bayestune.files import new_file
+from bayestune.scoring.output import to_json
 
 if TYPE_CHECKING:
     from bayestune.data import Task

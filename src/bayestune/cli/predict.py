@@ -5,25 +5,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from bayestune.cli.console import log, quiet, to_json
+from bayestune.cli.console import log, quiet
 from bayestune.cli.options import Base, BatchSize, Debug, Device, Dtype, RunFolder, Samples
 from bayestune.cli.partial import Reached, growing_file
-from bayestune.errors import ConfigError, DataError, NumericsError
+from bayestune.errors import ConfigError, DataError, nearest
 from bayestune.files import checksum, new_file
+from bayestune.scoring.output import output
 from bayestune.version import __version__
 
 if TYPE_CHECKING:
-    from bayestune.data import Example
     from bayestune.data.rows import RowSource
-    from bayestune.model import BayesModel
-    from bayestune.progress import Advance
 
 #: Batches read ahead from a file, so that texts of similar length share a pass.
 AHEAD = 16
@@ -32,14 +28,29 @@ AHEAD = 16
 def predict(
     ctx: typer.Context,
     run: RunFolder,
-    file: Annotated[
-        str,
-        typer.Argument(metavar="FILE", help="Rows, labels not needed; - is stdin."),
-    ] = "-",
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="FILE", help="Rows, labels not needed; - is stdin, the default."),
+    ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write here, once all is done, instead of stdout."),
+        typer.Option(
+            metavar="FILE",
+            help="Write here, once all is done, instead of stdout: JSON lines, or .parquet. With "
+            "--engine a folder of parts.",
+        ),
     ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="ray: many FILEs or 'patterns', by several workers."),
+    ] = None,
+    workers: Annotated[
+        int,
+        typer.Option("-n", "--workers", metavar="N", min=1, help="With --engine; default 1."),
+    ] = 1,
+    parts: Annotated[
+        str, typer.Option(metavar="FORMAT", help="With --engine: jsonl (the default) or parquet.")
+    ] = "jsonl",
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 2 (and write no --out) on any bad line.")
     ] = False,
@@ -60,13 +71,25 @@ def predict(
     aleatoric + epistemic. The higher ood_score, the less familiar the text. Of numbers the mean and
     standard deviations are given: std² = aleatoric² + epistemic².
     """
-    if resume and (out is None or not Path(file).is_file()):
+    files = files or ["-"]
+    if resume and (engine is not None or out is None or out.suffix.lower() == ".parquet"):
+        raise ConfigError(
+            "--resume goes on with an --out of JSON lines; parts of --engine ray do so anyway."
+        )
+    if engine is not None:
+        loading = {"base": base, "device": device, "dtype": dtype, "samples": samples}
+        _by_engine(ctx, engine, run, files, out, parts, workers, batch_size, loading, strict=strict)
+        return
+    if len(files) > 1:
+        raise ConfigError(f"{len(files)} files are predicted together by --engine ray; give one.")
+    results, file = sys.stdout, files[0]
+    if resume and not Path(file).is_file():
         raise ConfigError("--resume goes on with an --out of a FILE on disk; give both.")
-    results = sys.stdout
     source = _open(file)
     with quiet(ctx):
         from bayestune import store
         from bayestune.progress import shown, silent
+        from bayestune.scoring.job import Job
 
         log.info("loading %s", run)
         model = store.load(run, base=base, device=device, dtype=dtype, samples=samples)
@@ -77,8 +100,10 @@ def predict(
         total = 0 if out is None and results.isatty() else _count(file)
         bar = (shown if total else silent)("predicting", total)
         with bar as advance, _results(out or results, of) as (stream, reached, keep):
-            advance(job.skip(reached))
-            job.run(stream, ahead * batch_size, advance, keep)
+            advance(job.skip(reached.read, reached.good, reached.bad))
+            rows = output(stream, out)
+            job.run(rows, ahead * batch_size, advance, keep)
+            rows.close()
             job.finish(strict=strict, empty_is_bad=file != "-", written=out is None)
     where = f" in {out}" if out is not None else ""
     log.info("%d rows predicted%s, %d bad lines", job.good, where, job.bad)
@@ -106,6 +131,39 @@ def _results(
         yield stream, Reached(), lambda read, good, bad: None
 
 
+def _by_engine(
+    ctx: typer.Context,
+    engine: str,
+    run: str,
+    files: list[str],
+    out: Path | None,
+    parts: str,
+    workers: int,
+    batch_size: int,
+    loading: dict[str, Any],
+    *,
+    strict: bool,
+) -> None:
+    if engine != "ray":
+        raise ConfigError(f"There is no engine {engine!r}.{nearest(engine, ('ray',))}")
+    if parts not in ("jsonl", "parquet"):
+        raise ConfigError(f"--parts is {parts!r}; expected jsonl or parquet.")
+    if out is None or "-" in files:
+        raise ConfigError("--engine ray takes files, and --out, the folder of their parts.")
+    with quiet(ctx):
+        import torch
+
+        from bayestune.scoring.ray import Settings, score
+
+        run, out = str(Path(run).resolve()), out.resolve()  # for workers in other folders
+        settings = Settings(run, str(out), f".{parts}", batch_size, loading)
+        gpus = 1.0 if torch.cuda.is_available() and loading["device"] != "cpu" else 0.0
+        good, bad = score(settings, files, workers=workers, gpus=gpus, report=log.warning)
+    log.info("%d rows predicted in %s, %d bad lines", good, out, bad)
+    if good == 0 or (strict and bad):
+        raise DataError(f"{bad} of {good + bad} lines are bad; the parts of the others stay.")
+
+
 def _open(file: str) -> RowSource:
     from bayestune.data import open_tolerant, read_lines_tolerant
     from bayestune.data.rows import RowSource
@@ -124,94 +182,3 @@ def _count(file: str) -> int:
         return 0
     with path.open("rb") as stream:
         return sum(1 for _ in stream)
-
-
-@dataclass
-class Job:
-    """Rows of one source through one model.
-
-    Attributes:
-        model: predicts.
-        source: rows, or the errors of bad ones.
-        batch_size: texts in a pass.
-        good: rows predicted so far.
-        bad: lines that could not be.
-        read: rows of the source so far.
-    """
-
-    model: BayesModel
-    source: RowSource
-    batch_size: int
-    good: int = 0
-    bad: int = 0
-    read: int = 0
-
-    def __post_init__(self) -> None:
-        self._rows = iter(self.source.rows)
-
-    def skip(self, reached: Reached) -> int:
-        """Pass over what an earlier process read, whose counts go on; return how many rows."""
-        self.read, self.good, self.bad = reached.read, reached.good, reached.bad
-        return sum(1 for _ in islice(self._rows, reached.read))
-
-    def run(
-        self,
-        stream: TextIO,
-        chunk: int,
-        advance: Advance,
-        keep: Callable[[int, int, int], None] = lambda read, good, bad: None,
-    ) -> None:
-        """Predict everything, holding only ``chunk`` rows at a time; ``keep`` is told of each."""
-        examples = self._examples()
-        while some := list(islice(examples, chunk)):
-            for row in self._predict(some):
-                self.good += 1
-                stream.write(to_json(row) + "\n")
-            stream.flush()
-            keep(self.read, self.good, self.bad)
-            advance(len(some))
-
-    def finish(self, *, strict: bool, empty_is_bad: bool, written: bool) -> None:
-        """Stop where nothing was usable, or where a bad line is not to be tolerated."""
-        if self.good == 0 and (self.bad or empty_is_bad):
-            found = f"none of its {self.bad} lines" if self.bad else "it is empty: nothing"
-            raise DataError(f"{self.source.name}: {found} can be predicted.")
-        if strict and self.bad:
-            kept = "the other rows were written" if written else "no file was written"
-            raise DataError(
-                f"{self.source.name}: {self.bad} of {self.good + self.bad} lines are bad; {kept}."
-            )
-
-    def _examples(self) -> Iterator[tuple[str, Example]]:
-        """Read one row after another; whatever labels they have are not looked at."""
-        task = self.model.task.unlabelled()
-        item: Any
-        for number, item in self._rows:
-            self.read += 1
-            where = self.source.where(number)
-            try:
-                if isinstance(item, DataError):
-                    raise item
-                untyped = self.source.untyped
-                yield where, task.parse(item, number, where, untyped=untyped)
-            except DataError as error:
-                self._report(str(error))
-
-    def _predict(self, some: list[tuple[str, Example]]) -> Iterator[dict[str, Any]]:
-        """Predict examples together; where that fails, one by one to find those at fault."""
-        examples = tuple(example for _, example in some)
-        try:
-            task = replace(self.model.task, examples=examples)
-            prediction = self.model.predict(task, self.batch_size)
-        except (DataError, NumericsError) as error:
-            if len(some) == 1:
-                self._report(f"{some[0][0]}: {error}")
-            else:
-                for one in some:
-                    yield from self._predict([one])
-            return
-        yield from prediction.rows([example.id for example in examples])
-
-    def _report(self, problem: str) -> None:
-        self.bad += 1
-        log.warning("%s", problem)

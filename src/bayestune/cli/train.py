@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bayestune.cli.console import emit, emit_table, log, quiet
-from bayestune.cli.options import Debug
+from bayestune.cli.launch import is_worker, relaunch, require_engine, together
+from bayestune.cli.options import Debug, debugging
 from bayestune.cli.recipe import layers, resolved
 from bayestune.errors import ConfigError, StoreError
 
@@ -101,6 +102,16 @@ def train(
             help="Also log to tensorboard, trackio, wandb or mlflow; may be repeated.",
         ),
     ] = None,
+    launch: Annotated[
+        str | None,
+        typer.Option(metavar="ENGINE", help="Train with several processes: ddp or fsdp2."),
+    ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            "-n", "--processes", metavar="N", min=1, help="With --launch; default: one per GPU."
+        ),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Print parameters, memory and time; write nothing."),
@@ -129,20 +140,49 @@ def train(
     if out is not None and not (dry_run or resume or overwrite):
         _check_free(out)
     trackers = _trackers(track or ())
+    if launch is None and processes is not None:
+        raise ConfigError("-n is the number of processes of --launch: give both.")
+    if launch is not None:
+        require_engine(launch)
+        if dry_run:
+            raise ConfigError("--dry-run estimates one process: give it without --launch.")
+        if processes != 1 and not is_worker():
+            relaunch(processes, debug=debugging(ctx))
+            return
     asked = {"kind": task, "text": text, "text2": text2, "label": label, "answer": label}
-    rows, held_out = _read(data, val, limit, {k: v for k, v in asked.items() if v is not None})
+    columns = {k: v for k, v in asked.items() if v is not None}
+    if dry_run or out is None:  # without --out only --dry-run came this far
+        _estimate(ctx, *_built(ctx, merged, data, val, limit, columns))
+        return
+    with together() as first:
+        built, rows, held_out = _built(ctx, merged, data, val, limit, columns)
+        how = {"resume": resume, "overwrite": overwrite}
+        with quiet(ctx):
+            if launch == "fsdp2":
+                from bayestune.backbone import shard
+
+                shard(built.backbone)
+            run = _fit(built, rows, held_out, out, start, trackers, **how)
+        if first:
+            _show(run)
+
+
+def _built(
+    ctx: typer.Context,
+    merged: Mapping[str, Any],
+    data: str,
+    val: str | None,
+    limit: int | None,
+    columns: dict[str, Any],
+) -> tuple[BayesModel, Task, Task | None]:
+    """Return the model of a recipe, its training and its held-out rows."""
+    rows, held_out = _read(data, val, limit, columns)
     with quiet(ctx):
         from bayestune.model import assemble
 
         recipe = resolved(merged)
         log.info("loading %s", recipe.model)
-        built = assemble(recipe, rows)
-    if dry_run or out is None:  # without --out only --dry-run came this far
-        _estimate(ctx, built, rows, held_out)
-        return
-    with quiet(ctx):
-        run = _fit(built, rows, held_out, out, start, trackers, resume=resume, overwrite=overwrite)
-    _show(run)
+        return assemble(recipe, rows), rows, held_out
 
 
 def _read(

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bayestune.cli.console import emit, log, quiet, to_json
+from bayestune.cli.console import emit, log, quiet
 from bayestune.cli.options import AsJson, Base, BatchSize, Debug, Device, Limit, RunFolder
+from bayestune.scoring.output import to_json
 
 if TYPE_CHECKING:
     from bayestune.online import Update

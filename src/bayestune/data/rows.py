@@ -86,16 +86,17 @@ def open_rows(source: str | Path, suffix: str | None = None, limit: int | None =
 
 
 def read_lines_tolerant(
-    stream: IO[bytes] | IO[str], name: str = "stdin"
+    stream: IO[bytes] | IO[str], name: str = "stdin", first: int = 1
 ) -> Iterator[tuple[int, Row | DataError]]:
     """Yield a row or the error of each line of JSON, so that a bad line does not stop the others.
 
     Args:
         stream: a binary or text stream; lines are read as they come and blank ones are skipped.
         name: what the errors call the stream.
+        first: the number of its first line.
     """
     # A text stream would end at the first byte that is not UTF-8; its buffer does not.
-    for number, line in enumerate(getattr(stream, "buffer", stream), start=1):
+    for number, line in enumerate(getattr(stream, "buffer", stream), start=first):
         try:
             row = parse_line(line, f"{name} line {number}", first=number == 1)
         except DataError as error:
@@ -285,7 +286,8 @@ def _parquet_rows(path: Path) -> Numbered:
             f"{path}: reading Parquet needs pyarrow; pip install 'bayestune[data]'."
         ) from error
     try:
-        with pq.ParquetFile(path) as file:
+        # With a buffer a row group is read piece by piece, however large it is.
+        with pq.ParquetFile(path, buffer_size=1 << 20) as file:
             names = file.schema_arrow.names
             twice = [name for name in names if names.count(name) > 1]
             if twice:

@@ -20,6 +20,7 @@ from bayestune.finalize import (
 )
 from bayestune.head import GenerativeHead
 from bayestune.model import BayesModel
+from bayestune.processes import current
 from bayestune.progress import Progress, shown
 from bayestune.store import start_from
 from bayestune.training.choose import steps_of
@@ -27,6 +28,7 @@ from bayestune.training.loop import natural_deviations
 from bayestune.training.penalty import require_point
 from bayestune.training.run import Journal, Run
 from bayestune.training.session import Session
+from bayestune.training.together import require_together
 from bayestune.training.trackers import Trackers, wanted
 
 #: What a fit may still change of a recipe that a model was built with.
@@ -51,6 +53,9 @@ def fit(
     Without ``val`` a stratified slice of ``train`` (``train.hold_out``) takes its place. Held-out
     rows choose the epoch that is kept, the KL weight, the refresh precision and the temperature,
     each where the recipe says ``auto``.
+
+    Where processes have joined (``torch.distributed``), they train together: every batch and every
+    set of rows is dealt among them, the first one writes, and all of them end with the same model.
 
     Args:
         model: changed in place.
@@ -79,7 +84,9 @@ def fit(
     started = time.monotonic()
     model.recipe = _with_overrides(model.recipe, overrides)
     folder = None if out is None else Path(out)
-    trackers = Trackers(wanted(track), folder)
+    processes = current()
+    require_together(model, processes)
+    trackers = Trackers(wanted(track) if processes.first else (), folder)
     if resume and folder is None:
         raise ConfigError("resume needs the folder of the run to continue: give out.")
     if start is not None:
@@ -88,7 +95,8 @@ def fit(
     model.adopt(train)
     model.guarantees = None  # they were of the model as it was
     begun = None if start is None else start_from(model, start)
-    session = Session(model, train, val, Journal(folder), progress, trackers)
+    journal = Journal(folder, mute=not processes.first)
+    session = Session(model, train, val, journal, progress, trackers, processes)
     return session.run(resume=resume, overwrite=overwrite, started=started, begun=begun)
 
 

@@ -26,6 +26,7 @@ from bayestune.errors import ConfigError, NumericsError
 from bayestune.finalize import Features, Rows
 from bayestune.methods import Method, Terms
 from bayestune.optim import DEVIATIONS, Ivon, StiefelAdam, param_groups, step_deviations
+from bayestune.processes import ALONE, Processes
 from bayestune.progress import Advance
 from bayestune.training.checkpoint import rng_state, set_rng_state, trainable
 from bayestune.training.penalty import confidence
@@ -105,6 +106,7 @@ class Loop:
         kappa: κ.
         seed: of the order of batches.
         epochs: how many epochs the schedule spans, the last one cut short by ``config.max_steps``.
+        processes: those that train together.
     """
 
     method: Method
@@ -115,6 +117,7 @@ class Loop:
     kappa: float
     seed: int
     epochs: int
+    processes: Processes = ALONE
     step: int = 0
     epoch: int = 0
     meter: Meter = field(default_factory=Meter)
@@ -277,7 +280,7 @@ class Loop:
 
     def _backward(self, batch: list[int], rate: float) -> tuple[Terms, float]:
         """Leave the gradients of a batch; return the objective's terms and the weight of the KL."""
-        phi = self.reader.batch(self.rows.encoded, batch)  # (B, D)
+        phi = self._features(batch)  # (B, D)
         scale = self.kappa / len(self.rows)
         weights, own = self.reader.backbone.weights, 0.0
         if self.config.schedule == "alternate":
@@ -285,6 +288,7 @@ class Loop:
             for _ in range(self.config.head_steps):
                 terms = self.method.loss(self.head, still)
                 self._descend(terms.nll + scale * terms.kl + self._penalty(still), terms)
+                self.processes.reduce_gradients(self.head.parameters(), mean=True)
                 self._require_finite_gradients(self.head, "the head's")
                 self._step_posterior(rate)
                 self.head.zero_grad()
@@ -295,9 +299,20 @@ class Loop:
             own = self.kappa * weights.kl_weight(self.step, len(self.rows), self.config.batch_size)
             kl = weights.kl()
             terms = Terms(terms.nll, terms.kl + kl.detach())
-            loss = loss if weights.steps_itself else loss + own * kl
+            # Every process has it whole, and their gradients are summed.
+            loss = loss if weights.steps_itself else loss + own / self.processes.size * kl
         self._descend(loss, terms)
+        groups = self.adapter.param_groups
+        self.processes.reduce_gradients(p for group in groups for p in group["params"])
+        if self.config.schedule == "joint":
+            self.processes.reduce_gradients(self.head.parameters(), mean=True)
         return terms, own
+
+    def _features(self, batch: list[int]) -> Tensor:
+        """Return the features of a batch ``(B, D)``, whose gradients reach what ran here."""
+        share = self.processes.share(batch, fixed=self.reader.cache is not None)
+        part = self.reader.batch(self.rows.encoded, share.rows)
+        return self.processes.whole(part, share, len(batch))
 
     @contextmanager
     def _drawn(self) -> Iterator[None]:

@@ -39,7 +39,7 @@ def candidate(kappa: float) -> str:
 
 def save_state(session: Session, loop: Loop, name: str) -> None:
     """Write all that the session needs to go on, where it writes anything."""
-    if session.journal.out is None:
+    if session.journal.out is None or not session.journal.writes:
         return
     tensors = {
         f"now.{k}": v for k, v in trainable(session.model.backbone, session.model.head).items()
@@ -130,9 +130,11 @@ def run_epoch(session: Session, loop: Loop, advance: Advance, name: str) -> dict
     with held() as signals:
 
         def after_step() -> None:
-            if signals.come:
+            if session.processes.any(signals.come):
                 save_state(session, loop, name)
+                session.processes.wait()
                 signals.deliver()
+                raise KeyboardInterrupt  # another of the processes was asked to end
 
         try:
             return loop.run_epoch(advance, after_step)

@@ -47,10 +47,12 @@ class Journal:
 
     Args:
         out: the folder; None writes nothing.
+        mute: only look, as another process writes.
     """
 
-    def __init__(self, out: Path | None) -> None:
+    def __init__(self, out: Path | None, *, mute: bool = False) -> None:
         self.out = out
+        self.writes = out is not None and not mute
 
     @property
     def is_open(self) -> bool:
@@ -59,7 +61,7 @@ class Journal:
 
     def require_free(self, *, overwrite: bool) -> None:
         """Raise StoreError if a run lies here that is not to be replaced or continued."""
-        if self.out is None or overwrite:
+        if self.out is None or not self.writes or overwrite:
             return
         if any((self.out / name).exists() for name in ("model", CHECKPOINT, RACE)):
             raise StoreError(
@@ -69,7 +71,7 @@ class Journal:
 
     def open(self, recipe: Recipe, facts: Mapping[str, Any], *, resumed: bool) -> None:
         """Create the folder, or continue in it."""
-        if self.out is None:
+        if self.out is None or not self.writes:
             return
         tidy(self.out)
         write_text(self.out / UNFINISHED, "This run was not finished.\n")
@@ -82,20 +84,20 @@ class Journal:
 
     def close(self) -> None:
         """Remove the states: there is nothing left to continue."""
-        if self.out is not None:
+        if self.out is not None and self.writes:
             # First: who is killed between the two finds a finished run, or its last state.
             (self.out / UNFINISHED).unlink(missing_ok=True)
         self.drop(CHECKPOINT, RACE)
 
     def drop(self, *names: str) -> None:
         """Remove states that are of no use any more."""
-        if self.out is not None:
+        if self.out is not None and self.writes:
             for name in names:
                 discard(self.out / name)
 
     def line(self, row: Mapping[str, Any]) -> None:
         """Append one row of numbers to ``metrics.jsonl``."""
-        if self.out is None:
+        if self.out is None or not self.writes:
             return
         try:
             with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as stream:
@@ -107,7 +109,7 @@ class Journal:
 
     def truncate(self, rows: list[dict[str, Any]]) -> None:
         """Write the rows anew: those of a checkpoint, without what followed it."""
-        if self.out is not None:
+        if self.out is not None and self.writes:
             text = "".join(json.dumps(row) + "\n" for row in rows)
             write_text(self.out / "metrics.jsonl", text)
 

@@ -21,16 +21,17 @@ from bayestune.head import GenerativeHead
 from bayestune.head.precision import wide_device
 from bayestune.methods import Parts
 from bayestune.metrics import Density, fit_density
-from bayestune.metrics.drift import SCORES, quantile_points
 from bayestune.model import BayesModel
 from bayestune.peft import adapter_report, summarise
 from bayestune.posterior.observed import LogitDraws, LogitMoments
 from bayestune.posterior.regression import RegressionPredictive
-from bayestune.progress import Advance, Progress
+from bayestune.processes import ALONE, Processes
+from bayestune.progress import Advance, Progress, silent
 from bayestune.training.checkpoint import restore, rng_state, set_rng_state, trainable
 from bayestune.training.choose import candidates, delivered_losses, epochs_of, largest, race_epochs
 from bayestune.training.loop import Loop
 from bayestune.training.members import optimise_members
+from bayestune.training.reference import reference
 from bayestune.training.resume import (
     Found,
     candidate,
@@ -41,13 +42,12 @@ from bayestune.training.resume import (
 )
 from bayestune.training.rows import prepare, start, weights_of_classes
 from bayestune.training.run import CHECKPOINT, RACE, Journal, Run, environment
+from bayestune.training.sharing import features, fill
+from bayestune.training.together import require_same
 from bayestune.training.trackers import Trackers, flat
 from bayestune.weights import MemberWeights
 
 logger = logging.getLogger(__name__)
-
-#: Rows that stand for what a model was trained on.
-REFERENCE_ROWS = 500
 
 
 class Session:
@@ -60,6 +60,7 @@ class Session:
         journal: writes the run's folder.
         progress: how to report.
         trackers: where epochs are logged besides; None for nowhere.
+        processes: those that train together; the first of them writes and reports.
     """
 
     def __init__(
@@ -70,11 +71,13 @@ class Session:
         journal: Journal,
         progress: Progress,
         trackers: Trackers | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         self.model = model
         self.recipe = model.recipe
         self.journal = journal
-        self.progress = progress
+        self.processes = processes
+        self.progress = progress if processes.first else silent
         self.trackers = Trackers((), None) if trackers is None else trackers
         self.rows = prepare(model, train, self.recipe.train.class_weights)
         self.val = prepare(model, val) if val is not None else None
@@ -112,7 +115,9 @@ class Session:
     ) -> Run:
         """Do all steps in order, or those after a training that has ``begun`` it; see `fit`."""
         out = self.journal.out
-        found = interrupted(self) if resume else {}
+        require_same(self.model, self.facts, self.processes)
+        with self.processes.first_before_others():
+            found = interrupted(self) if resume else {}
         if resume and not found:
             logger.warning("%s holds no state to continue from; the run starts anew", out)
         self.journal.require_free(overwrite=overwrite or resume)
@@ -120,9 +125,10 @@ class Session:
             self.journal.open(self.recipe, self.facts, resumed=bool(found))
             chosen = self._train_and_finish(found, begun)
             self.trackers.log({"epoch": self.epochs, **flat(chosen)}, "final/")
-        if out is not None:
+        if out is not None and self.journal.writes:
             self.model.save(out / "model")
             self.journal.close()
+        self.processes.wait()  # for a model that can be loaded
         if self.own_cache:
             self.model.cache = None
         return Run(out, self.recipe, self.history, chosen, time.monotonic() - started)
@@ -146,8 +152,11 @@ class Session:
             **(begun or {}),
         }
         chosen |= self.finalize()
-        data = {**self.facts, **self._counts()}
-        self.model.notes = {"chosen": chosen, "data": data, "reference": self.reference()}
+        self.model.notes = {
+            "chosen": chosen,
+            "data": {**self.facts, **self._counts()},
+            "reference": reference(self.model, self.rows, self.val),
+        }
         return chosen
 
     def _counts(self) -> dict[str, int]:
@@ -190,7 +199,7 @@ class Session:
             torch.manual_seed(self.seed)
             # Features as training starts set the units of prior, posterior and rates.
             some = list(range(0, len(self.rows), max(1, len(self.rows) // 512)))
-            phi = self.reader.features(self.rows.encoded.select(some))
+            phi = features(self.reader, self.rows.encoded.select(some), self.processes)
             start(self.model.head, self.rows, phi, some)
             loop = self._race(candidates(self.model), found)
             if loop.epoch > 0:
@@ -202,14 +211,14 @@ class Session:
     def finalize(self) -> dict[str, Any]:
         """Finish the posterior and fit the density on cached features; return what was chosen."""
         settled, device, logits = self._settle(), self.model.backbone.device, None
-        if self.val is not None and self.recipe.finalize.temperature == "auto":
+        weights, tempered = self.model.backbone.weights, self.recipe.finalize.temperature == "auto"
+        if self.val is not None and weights is not None and tempered:
             logits = self._observe(self.val)
         self.model.head.to(wide_device(device))  # and the features go where the head is
         fit_rows = self.rows.features(self.features(self.rows, "features, training"))
         val_rows = None if self.val is None else self.val.features(self.features(self.val))
         if val_rows is not None and logits is not None:
             val_rows = replace(val_rows, logits=logits.to(val_rows.phi.device))
-        weights = self.model.backbone.weights
         head, report = self.model.method.finalize(
             self.model.head, fit_rows, val_rows, self.recipe, self.progress
         )
@@ -218,20 +227,6 @@ class Session:
             weights.fold_temperature(report["temperature"])
         self.model.density = None if isinstance(head, GenerativeHead) else self.density(fit_rows)
         return ({"weights": settled} if settled else {}) | report
-
-    def reference(self) -> dict[str, Any]:
-        """Return how uncertain the model is of held-out rows, against which drift is measured.
-
-        Quantiles of every score, over at most 500 rows; of training rows where none are held out.
-        """
-        rows = self.val or self.rows
-        some = range(0, len(rows), -(-len(rows) // REFERENCE_ROWS))
-        observed = self.model.observe_encoded(rows.encoded.select(some))
-        mask = None if rows.mask is None else rows.mask[list(some)]
-        found = self.model.predict_features(observed, mask)
-        scores = [name for name in SCORES if hasattr(found, name)]
-        points = {name: quantile_points(getattr(found, name)) for name in scores}
-        return {"rows": "held-out" if self.val else "training", "n": len(some), **points}
 
     def _settle(self) -> dict[str, Any]:
         """Let the method make its distribution over the adapter's weights."""
@@ -256,7 +251,7 @@ class Session:
         """Return the features of rows ``(N, D)`` on the head's device."""
         device = next(self.model.head.parameters()).device
         shown = {"progress": self.progress, "label": label} if label else {}
-        return self.reader.features(rows.encoded, **shown).to(device)
+        return features(self.reader, rows.encoded, self.processes, **shown).to(device)
 
     def new_loop(self, kappa: float) -> Loop:
         """Return a loop at its first step."""
@@ -269,6 +264,7 @@ class Session:
             kappa=kappa,
             seed=self.seed,
             epochs=self.epochs,
+            processes=self.processes,
         )
 
     def _fill_cache(self) -> None:
@@ -286,7 +282,7 @@ class Session:
         for name, rows in (("training", self.rows), ("held-out", self.val)):
             if rows is not None:
                 label = f"frozen layers, {name}"
-                self.reader.fill(rows.encoded, progress=self.progress, label=label)
+                fill(self.reader, rows.encoded, self.processes, progress=self.progress, label=label)
 
     def _race(self, kappas: tuple[float, ...], found: Mapping[str, Found]) -> Loop:
         """Train the candidates to half of their epochs and return the one to go on with.
@@ -390,11 +386,8 @@ class Session:
         else:
             right = predictive.probs.argmax(1) == rows.labels
             row = {"val_accuracy": float(right.float().mean())}
-        self.losses = delivered_losses(
-            self.model.method,
-            self.model.head,
-            rows,
-            self.recipe.predict,
-            tempered=self.recipe.finalize.temperature == "auto",
-        )
+        method, head, predict = self.model.method, self.model.head, self.recipe.predict
+        tempered = self.recipe.finalize.temperature == "auto"
+        losses = delivered_losses(method, head, rows, predict, tempered=tempered)
+        self.losses = self.processes.same(losses)  # what is chosen by them is one for all
         return {"val_nll": float(self.losses.mean()), **row}

@@ -1,0 +1,1 @@
+"""Predicting files of any size: rows in, predictions out, a few at a time."""
