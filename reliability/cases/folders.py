@@ -44,7 +44,7 @@ class Folders:
         shutil.rmtree(self.model.parent, ignore_errors=True)
         shutil.copytree(self.world.run, self.model.parent)
         honest = rng.random() < 0.5
-        leads_out = rng.choice(_ACCIDENTS if honest else _INTENTS)(self, rng)
+        leads = rng.choice(_ACCIDENTS if honest else _INTENTS)(self, rng)
         before, around = snapshot(self.model.parent), snapshot(self.outside)
         use = rng.choice((self._load, self._load, self._load, self._serve, self._write))
         try:
@@ -54,7 +54,8 @@ class Folders:
             raise
         finally:
             must(snapshot(self.outside) == around, "something was written outside")
-        must(not leads_out, "what leads outside the folder was followed")
+        followed = leads == "link" or (leads == "name" and use != self._write)
+        must(not followed, "what leads outside the folder was followed")
         if model is not None:
             must(use == self._write or snapshot(self.model.parent) == before, "reading wrote")
             found = answers(model)
@@ -93,16 +94,16 @@ class Folders:
 
     # accidents: nothing is made consistent again
 
-    def _spoil(self, rng: random.Random) -> bool:
+    def _spoil(self, rng: random.Random) -> str:
         file = self._any(rng)
         file.write_bytes(rng.choice((flip, flip, flip, cut, insert, exchange, noise))(rng, file.read_bytes()))
-        return False
+        return ""
 
-    def _remove(self, rng: random.Random) -> bool:
+    def _remove(self, rng: random.Random) -> str:
         self._any(rng).unlink()
-        return False
+        return ""
 
-    def _swap(self, rng: random.Random) -> bool:
+    def _swap(self, rng: random.Random) -> str:
         """Exchange two files, or take one of another run."""
         one, two = self._any(rng), self._any(rng)
         if rng.random() < 0.5:
@@ -111,9 +112,9 @@ class Folders:
             first, second = one.read_bytes(), two.read_bytes()
             one.write_bytes(second)
             two.write_bytes(first)
-        return False
+        return ""
 
-    def _no_file(self, rng: random.Random) -> bool:
+    def _no_file(self, rng: random.Random) -> str:
         """Put a folder, a pipe or a link to nothing in the place of a file."""
         file = self._any(rng)
         file.unlink()
@@ -124,11 +125,11 @@ class Folders:
             os.mkfifo(file)
         else:
             file.symlink_to("nothing" if kind == 2 else file.name)
-        return False
+        return ""
 
     # intent: checksums and digest fit
 
-    def _link(self, rng: random.Random) -> bool:
+    def _link(self, rng: random.Random) -> str:
         """Put a link outside in the place of a file, of which another file may be a part."""
         file = self._any(rng)
         target = self.outside / "secret"
@@ -137,23 +138,23 @@ class Folders:
             shutil.copyfile(file, target)
         file.unlink()
         file.symlink_to(rng.choice((str(target), os.path.relpath(target, file.parent))))
-        return True
+        return "link"
 
-    def _bomb(self, rng: random.Random) -> bool:
+    def _bomb(self, rng: random.Random) -> str:
         names = ("bayestune.json", "guarantees.json", "evaluation.json", "adapter_config.json")
         (self.model / rng.choice(names)).write_bytes(rng.choice(BOMBS))
         if rng.random() < 0.5:
             self._describe()
-        return False
+        return ""
 
-    def _name(self, rng: random.Random) -> bool:
+    def _name(self, rng: random.Random) -> str:
         """Name a file outside among the checksums; its own sum fits where there is one."""
         name = rng.choice(_NAMES)
         secret = checksum(self.outside / "secret")
         self._describe(lambda data: data["checksums"].update({name: secret}))
-        return True
+        return "name"
 
-    def _respell(self, rng: random.Random) -> bool:
+    def _respell(self, rng: random.Random) -> str:
         """Change one value of a description, a rule or a measurement."""
         name = rng.choice(("bayestune.json", "bayestune.json", "guarantees.json", "evaluation.json"))
         file = self.model / name
@@ -161,9 +162,9 @@ class Folders:
         if isinstance(data, dict) and rng.random() < 0.9:
             data["digest"] = digest_of(data)
         file.write_text(json.dumps(data))
-        return False
+        return ""
 
-    def _header(self, rng: random.Random) -> bool:
+    def _header(self, rng: random.Random) -> str:
         """Give a safetensors file a header that lies about itself."""
         file = self.model / rng.choice(_WEIGHTS)
         data = file.read_bytes()
@@ -180,9 +181,9 @@ class Folders:
             data = struct.pack("<Q", len(body)) + body + data[8 + size :]
         file.write_bytes(data)
         self._describe()
-        return False
+        return ""
 
-    def _tensor(self, rng: random.Random) -> bool:
+    def _tensor(self, rng: random.Random) -> str:
         """Change a tensor's shape, type or name, or take it out."""
         file = self.model / rng.choice(_WEIGHTS)
         tensors = {name: t.clone() for name, t in load_file(file).items()}
@@ -193,7 +194,7 @@ class Folders:
             tensors[rng.choice((name, name, name, "extra", "../x", ""))] = change(tensor).contiguous()
         save_file(tensors, file, {"format": "pt"})
         self._describe()
-        return False
+        return ""
 
     def _any(self, rng: random.Random) -> Path:
         return rng.choice(sorted(file for file in self.model.iterdir() if file.is_file()))

@@ -130,7 +130,7 @@ def folder_fingerprint(path: Path) -> str:
                 for start in range(0, size, step):
                     stream.seek(start)
                     digest.update(stream.read(length))
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ModelError(f"The model in {path} cannot be read: {error}.") from error
     return digest.hexdigest()[:32]
 
@@ -147,10 +147,10 @@ def hub_commit(model: str, revision: str | None) -> str | None:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(model, revision=revision)
-    except (OSError, ValueError) as error:
+        config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
+    except Exception as error:  # whatever an architecture makes of a configuration
         raise ModelError(
-            f"The model {model!r} could not be fetched from the Hub: {str(error).splitlines()[0]}"
+            f"The model {model!r} could not be fetched from the Hub: {(str(error).splitlines() or [type(error).__name__])[0]}"
         ) from error
     return getattr(config, "_commit_hash", None)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from bayestune import methods
 from bayestune.data import LabelSet
+from bayestune.errors import StoreError
 from bayestune.files import read_json, write_text
 from bayestune.guarantees import Guarantees
 from bayestune.guarantees.words import sentences
@@ -61,6 +62,21 @@ def write_card(folder: Path) -> None:
     classifier = adapter["task_type"] == "SEQ_CLS"
     write_text(folder / CARD, card(manifest, classifier, rules, measured))
     drop_figures(folder, None if measured is None else measured["figure"])
+
+
+def read_card(folder: Path) -> str:
+    """Return the card of the model in a folder.
+
+    Raises:
+        StoreError: if there is none, or it is no text.
+    """
+    try:
+        return (folder / CARD).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise StoreError(
+            f"{folder / CARD} cannot be read: {error}. Copy it again, or write it anew with "
+            "bayestune calibrate or eval --card."
+        ) from error
 
 
 def card(
