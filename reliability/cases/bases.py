@@ -17,12 +17,44 @@ from reliability.cases.harness import must
 from reliability.cases.world import World, answers
 
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
-_ODD = (None, 0, -1, 1, 3, 7, 2**31, 2**62, 0.5, -1.0, 1e30, "x", "", True, [], {}, [1, 2], {"a": 1})
+_ODD = (
+    None,
+    0,
+    -1,
+    1,
+    3,
+    7,
+    2**31,
+    2**62,
+    0.5,
+    -1.0,
+    1e30,
+    "x",
+    "",
+    True,
+    [],
+    {},
+    [1, 2],
+    {"a": 1},
+)
 _NAMES = (
-    *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size"),
+    *(
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "vocab_size",
+    ),
     *("intermediate_size", "max_position_embeddings", "rms_norm_eps", "hidden_act", "head_dim"),
     *("model_type", "architectures", "torch_dtype", "dtype", "rope_scaling", "rope_parameters"),
-    *("auto_map", "quantization_config", "pad_token_id", "num_labels", "id2label", "tie_word_embeddings"),
+    *(
+        "auto_map",
+        "quantization_config",
+        "pad_token_id",
+        "num_labels",
+        "id2label",
+        "tie_word_embeddings",
+    ),
     *("attention_bias", "initializer_range", "is_encoder_decoder", "problem_type", "use_cache"),
 )
 _KINDS = ("bert", "gpt2", "t5", "llava", "mamba", "x", "../x", "", "qwen2", "distilbert")
@@ -57,7 +89,9 @@ class Bases:
             must(same or (kind and file == _WEIGHTS), "another model, and nobody said so")
         else:
             labels = self.world.model.labels
-            model = bt.build("polar_vbll", base=str(self.copy), labels=labels, rank=2, layers="top:1")
+            model = bt.build(
+                "polar_vbll", base=str(self.copy), labels=labels, rank=2, layers="top:1"
+            )
             found: Any = model.predict(["where is my parcel?"])
             must(bool(torch.isfinite(found.probs).all()), "answers that are no numbers")
         must(not (self.folder / "pwned").exists(), "code of a backbone was run")

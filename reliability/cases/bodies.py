@@ -17,11 +17,27 @@ from reliability.cases.world import World
 
 _KEY = "sesam"
 _PATHS = (
-    *("/v1/models/../../etc/passwd/card", "/v1/models/%2e%2e%2f%2e%2e%2fetc%2fpasswd/card", "//etc/passwd"),
-    *("/v1/models/x%00y/card", "/v1/models/run/card", "/v1/models", "/v1/predict/", "/page.js/../app.py"),
+    *(
+        "/v1/models/../../etc/passwd/card",
+        "/v1/models/%2e%2e%2f%2e%2e%2fetc%2fpasswd/card",
+        "//etc/passwd",
+    ),
+    *(
+        "/v1/models/x%00y/card",
+        "/v1/models/run/card",
+        "/v1/models",
+        "/v1/predict/",
+        "/page.js/../app.py",
+    ),
     *("/metrics", "/openapi.json", "/docs", "/", "/healthz", "/readyz", "/%ff", "/" + "a" * 5000),
 )
-_TYPES = ("application/json",) * 8 + ("text/plain", "", "application/json; charset=utf-16", "\xff", "a/b")
+_TYPES = ("application/json",) * 8 + (
+    "text/plain",
+    "",
+    "application/json; charset=utf-16",
+    "\xff",
+    "a/b",
+)
 _LENGTHS = ("-1", "1e3", "99999999999999999999", "0x10", "", " 7", "٣")
 
 
@@ -50,7 +66,10 @@ class Bodies:
     def case(self, rng: random.Random) -> bool:
         """Send one request and look at status, form, headers and, of answers, every number."""
         asked, body = _body(rng)
-        headers = {"content-type": rng.choice(_TYPES).encode("latin-1"), "authorization": f"Bearer {_KEY}"}
+        headers = {
+            "content-type": rng.choice(_TYPES).encode("latin-1"),
+            "authorization": f"Bearer {_KEY}",
+        }
         method, path = "POST", "/v1/predict"
         if rng.random() < 0.15:
             method, path = rng.choice(("GET", "PUT", "OPTIONS", "BREW", "POST")), rng.choice(_PATHS)
@@ -67,7 +86,10 @@ class Bodies:
         must("access-control-allow-origin" not in response.headers, "CORS is on")
         must(response.headers["x-content-type-options"] == "nosniff", "a header is missing")
         must("default-src 'none'" in response.headers["content-security-policy"], "no policy")
-        must(self.place not in response.text and "Traceback" not in response.text, "it tells too much")
+        must(
+            self.place not in response.text and "Traceback" not in response.text,
+            "it tells too much",
+        )
         if path == "/v1/predict" and not keyed:
             must(response.status_code == 401, f"{response.status_code} without the key")
         if response.status_code == 200 and path == "/v1/predict" and method == "POST":

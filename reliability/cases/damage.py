@@ -116,11 +116,40 @@ def noise(rng: random.Random, data: bytes) -> bytes:
 
 
 _INSERTS = (
-    *(b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\r", b"\r\n", b"\n\n", b'"', b"\\", b",", b"{", b"]"),
+    *(
+        b"\x00",
+        b"\xff\xfe",
+        b"\xef\xbb\xbf",
+        b"\r",
+        b"\r\n",
+        b"\n\n",
+        b'"',
+        b"\\",
+        b",",
+        b"{",
+        b"]",
+    ),
     *(b"\\ud800", b"\\u0000", b"NaN", b"1e999", b"-", b"9" * 5000, b"[" * 3000, b"\x1a", b"\xc3("),
-    *(b"&a ", b"*a", b"!!python/name:os.system ", b"<<: ", b"%", b"- ", b": ", b"\t", b"\xe2\x80\xa8"),
+    *(
+        b"&a ",
+        b"*a",
+        b"!!python/name:os.system ",
+        b"<<: ",
+        b"%",
+        b"- ",
+        b": ",
+        b"\t",
+        b"\xe2\x80\xa8",
+    ),
 )
-_DAMAGES: tuple[Callable[[random.Random, bytes], bytes], ...] = (flip, flip, cut, insert, insert, exchange)
+_DAMAGES: tuple[Callable[[random.Random, bytes], bytes], ...] = (
+    flip,
+    flip,
+    cut,
+    insert,
+    insert,
+    exchange,
+)
 
 
 def value(rng: random.Random) -> Any:

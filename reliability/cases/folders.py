@@ -25,7 +25,16 @@ from reliability.cases.world import World, answers
 
 _WEIGHTS = ("adapter_model.safetensors", "posterior.safetensors")
 _SECRET = b"what lies outside a run's folder is nobody's business\n"
-_NAMES = ("../outside/secret", "/etc/hostname", "a/../../outside/secret", "..", ".", "", "\x00", "C:\\x")
+_NAMES = (
+    "../outside/secret",
+    "/etc/hostname",
+    "a/../../outside/secret",
+    "..",
+    ".",
+    "",
+    "\x00",
+    "C:\\x",
+)
 
 
 class Folders:
@@ -60,7 +69,9 @@ class Folders:
             must(use == self._write or snapshot(self.model.parent) == before, "reading wrote")
             found = answers(model)
             if honest and use != self._write:
-                rules = model.guarantees is not None or not (self.model / "guarantees.json").exists()
+                rules = (
+                    model.guarantees is not None or not (self.model / "guarantees.json").exists()
+                )
                 same = found[:, :5].equal(self.world.answers[:, :5])
                 must(same and rules, "another model, and nobody said so")
             must(bool(torch.isfinite(found).all()), "answers that are no numbers")
@@ -96,7 +107,9 @@ class Folders:
 
     def _spoil(self, rng: random.Random) -> str:
         file = self._any(rng)
-        file.write_bytes(rng.choice((flip, flip, flip, cut, insert, exchange, noise))(rng, file.read_bytes()))
+        file.write_bytes(
+            rng.choice((flip, flip, flip, cut, insert, exchange, noise))(rng, file.read_bytes())
+        )
         return ""
 
     def _remove(self, rng: random.Random) -> str:
@@ -156,7 +169,9 @@ class Folders:
 
     def _respell(self, rng: random.Random) -> str:
         """Change one value of a description, a rule or a measurement."""
-        name = rng.choice(("bayestune.json", "bayestune.json", "guarantees.json", "evaluation.json"))
+        name = rng.choice(
+            ("bayestune.json", "bayestune.json", "guarantees.json", "evaluation.json")
+        )
         file = self.model / name
         data = respell(rng, json.loads(file.read_text()))
         if isinstance(data, dict) and rng.random() < 0.9:
@@ -191,7 +206,9 @@ class Folders:
         tensor = tensors.pop(name)
         change = rng.choice(_CHANGES)
         if change is not None:
-            tensors[rng.choice((name, name, name, "extra", "../x", ""))] = change(tensor).contiguous()
+            tensors[rng.choice((name, name, name, "extra", "../x", ""))] = change(
+                tensor
+            ).contiguous()
         save_file(tensors, file, {"format": "pt"})
         self._describe()
         return ""
@@ -224,7 +241,14 @@ _CHANGES: tuple[Callable[[torch.Tensor], torch.Tensor] | None, ...] = (
     lambda t: torch.full_like(t, torch.nan) if t.is_floating_point() else t,
     lambda t: torch.full_like(t, torch.inf) if t.is_floating_point() else t,
 )
-_ACCIDENTS = (Folders._spoil, Folders._spoil, Folders._spoil, Folders._remove, Folders._swap, Folders._no_file)
+_ACCIDENTS = (
+    Folders._spoil,
+    Folders._spoil,
+    Folders._spoil,
+    Folders._remove,
+    Folders._swap,
+    Folders._no_file,
+)
 _INTENTS = (
     *(Folders._link, Folders._bomb, Folders._name, Folders._respell, Folders._respell),
     *(Folders._header, Folders._tensor),

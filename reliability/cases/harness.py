@@ -75,7 +75,9 @@ def attempt(family: Family, seed: str, seconds: float) -> tuple[str, Failure | N
     return "failed", Failure(f"{family.name}/{seed}", problem, stack)
 
 
-def sweep(family: Family, cases: int, seed: int, seconds: float) -> tuple[Counter[str], list[Failure]]:
+def sweep(
+    family: Family, cases: int, seed: int, seconds: float
+) -> tuple[Counter[str], list[Failure]]:
     """Run many cases of a family; return how they ended, and those that failed."""
     counts: Counter[str] = Counter()
     failures = []

@@ -19,7 +19,8 @@ from reliability.cases.world import World
 _BOMBS = (
     "a: &a [x, x, x, x, x, x, x, x, x]\n"
     + "".join(
-        f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+        f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n"
+        for a, b in zip("abcdefgh", "bcdefghi", strict=True)
     )
     + "method: *i\n",
     "method: &a [*a]\n",
@@ -103,7 +104,21 @@ class Overrides:
         return pair
 
 
-_VALUES = ("1", "8", "0.1", "1e-3", "auto", "none", "null", "~", "off", "[a, b]", "all", "top:2", "mle")
+_VALUES = (
+    "1",
+    "8",
+    "0.1",
+    "1e-3",
+    "auto",
+    "none",
+    "null",
+    "~",
+    "off",
+    "[a, b]",
+    "all",
+    "top:2",
+    "mle",
+)
 
 
 def _yaml_value(rng: random.Random) -> Any:

@@ -19,8 +19,8 @@ from bayestune.progress import silent
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
-from tiny_bases import save_llama  # noqa: E402
-from toy_tasks import topic_rows  # noqa: E402
+from tiny_bases import save_llama
+from toy_tasks import topic_rows
 
 TEXTS = ("please find my parcel", "refund 👩‍👩‍👧", "שלום login")
 

@@ -128,7 +128,10 @@ def test_a_description_without_a_part_is_refused(copied, key) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"recipe": {"adapter": {"rnk": 1}}}, r"another version of bayestune \(0\.1\.0; this .*unknown key adapter\.rnk.*'rank'"),
+        (
+            {"recipe": {"adapter": {"rnk": 1}}},
+            r"another version of bayestune \(0\.1\.0; this .*unknown key adapter\.rnk.*'rank'",
+        ),
         ({"recipe": {"method": "magic"}}, r"There is no method 'magic'"),
         ({"recipe": 3}, r"is missing or wrong"),
         ({"task": {"kind": "poem"}}, r"schema has no 'fields'"),

@@ -143,7 +143,11 @@ def _architecture(source: Source, classes: int) -> tuple[Any, bool, bool]:
         source.path, revision=source.revision, trust_remote_code=False
     )
     if source.local:
-        check_size(source.name, config, sum(file.stat().st_size for file in Path(source.path).glob("*.safetensors")))
+        check_size(
+            source.name,
+            config,
+            sum(file.stat().st_size for file in Path(source.path).glob("*.safetensors")),
+        )
     known = AutoModelForSequenceClassification._model_mapping.get(type(config), None)
     decoder = _is_decoder(config, known)
     if not (decoder and known is not None):
