@@ -61,7 +61,7 @@ _KINDS = ("bert", "gpt2", "t5", "llava", "mamba", "x", "../x", "", "qwen2", "dis
 
 
 class Bases:
-    """Copies of a backbone, each with one thing wrong, under a run that was trained on the whole."""
+    """Copies of a backbone, each with one thing wrong, under a run trained on the whole."""
 
     name = "bases"
 

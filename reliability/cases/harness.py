@@ -108,7 +108,7 @@ def _within(seconds: float) -> Iterator[None]:
 
 
 def snapshot(folder: Path) -> Mapping[str, object]:
-    """Return all that lies in a folder: bytes of files, targets of links, and what else is there."""
+    """Return all that lies in a folder: bytes of files, targets of links, what else is there."""
     found: dict[str, object] = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))

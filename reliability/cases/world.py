@@ -68,6 +68,11 @@ class World:
         """What it says of a few texts."""
         return answers(self.model)
 
+    def texts(self, count: int) -> list[str]:
+        """Return different texts like those it was trained on."""
+        rows = topic_rows(3 * count, 2)
+        return list(dict.fromkeys(row["text"] for row in rows))[:count]
+
 
 def answers(model: BayesModel, texts: Sequence[str] = TEXTS) -> torch.Tensor:
     """Return all that a model says of texts, as numbers ``(N, K + 2)``."""

@@ -130,7 +130,7 @@ def test_a_description_without_a_part_is_refused(copied, key) -> None:
     [
         (
             {"recipe": {"adapter": {"rnk": 1}}},
-            r"another version of bayestune \(0\.1\.0; this .*unknown key adapter\.rnk.*'rank'",
+            r"another version .*unknown key adapter\.rnk.*'rank'",
         ),
         ({"recipe": {"method": "magic"}}, r"There is no method 'magic'"),
         ({"recipe": 3}, r"is missing or wrong"),

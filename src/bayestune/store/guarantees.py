@@ -11,6 +11,7 @@ from bayestune.errors import StoreError
 from bayestune.files import read_json, write_json
 from bayestune.guarantees import Guarantees
 from bayestune.model import BayesModel
+from bayestune.prediction import SCORES
 from bayestune.store.card import write_card
 from bayestune.store.manifest import MANIFEST, digest_of, model_folder, read_manifest
 
@@ -76,6 +77,8 @@ def read_guarantees(model: BayesModel, folder: Path, digest: str) -> Guarantees 
         if content["model"] != digest:
             raise ValueError(f"it was made for another model than {MANIFEST} describes")
         found = Guarantees.from_json(content)
+        if found.abstain is not None and found.abstain.by not in SCORES:
+            raise ValueError(f"there is no score {found.abstain.by!r}")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise StoreError(
             f"{file} is damaged or was changed: {error}. Run bayestune calibrate again, or remove "

@@ -72,8 +72,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Read the description of a model.
 
     Raises:
-        StoreError: if it is damaged, was changed, is of another format, or lies in a folder of which
-            a part leads outside.
+        StoreError: if it is damaged, was changed, is of another format, or a part of its folder
+            leads outside.
     """
     require_inside(folder)
     manifest = read_json(folder / MANIFEST)
