@@ -23,7 +23,7 @@ from reliability.cases.world import World
 
 #: Cases by family and budget; seconds that one may take.
 CASES = {
-    "ci": dict(zip(FAMILIES, (120, 70, 70, 90, 60, 20, 60, 16), strict=True)),
+    "ci": dict(zip(FAMILIES, (130, 80, 70, 90, 45, 15, 65, 8), strict=True)),
     "full": dict(zip(FAMILIES, (3000, 1500, 1500, 1500, 1500, 500, 1200, 300), strict=True)),
 }
 SECONDS = 20.0

@@ -24,7 +24,7 @@ from reliability.cases.world import World
 from reliability.server import Server, ask, head, read_answer
 
 #: By budget: seconds of load, of measuring the capacity, connections that send all the time.
-SIZES = {"ci": (4.0, 1.0, 200), "full": (300.0, 10.0, 1000)}
+SIZES = {"ci": (3.0, 0.6, 150), "full": (300.0, 10.0, 1000)}
 OVERLOAD = 4
 #: Rows of a request, and texts that are asked for.
 MOST_ROWS, TEXTS = 8, 400

@@ -7,6 +7,8 @@ import json
 import re
 import subprocess
 import sys
+import threading
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,9 @@ class Server:
         for line in self.process.stderr:
             if " on http://" in line:
                 self.port = int(line.rsplit(":", 1)[1])
+                # A pipe that nobody reads would stop it some day.
+                self._reads = threading.Thread(target=deque, args=(self.process.stderr, 0))
+                self._reads.start()
                 return self
         raise RuntimeError("the server does not start")
 
@@ -38,6 +43,8 @@ class Server:
         """End it, if it has not."""
         self.process.kill()
         self.process.wait()
+        self._reads.join()
+        self.process.stderr.close()  # pyright: ignore[reportOptionalMemberAccess]
 
     def resident(self) -> float:
         """Return the megabytes of memory that it holds."""

@@ -38,7 +38,9 @@ def test_a_run_without_a_digest_is_of_an_earlier_version_and_not_damaged(copied)
     data["versions"]["bayestune"] = "0.0.7"
     file.write_text(json.dumps(data))
     for use in (load, recipe_of):
-        with pytest.raises(StoreError, match=r"another version of bayestune \(0\.0\.7; this is") as e:
+        with pytest.raises(
+            StoreError, match=r"another version of bayestune \(0\.0\.7; this is"
+        ) as e:
             use(folder)
         assert "damaged" not in str(e.value) and "or train again" in str(e.value)
 
@@ -61,7 +63,9 @@ def test_what_a_later_version_may_have_added_names_that_version(copied, change) 
         change(data)
 
     describe(folder, newer)
-    with pytest.raises(StoreError, match=r"another version of bayestune \(0\.9\.0; this is 0\.1\.0"):
+    with pytest.raises(
+        StoreError, match=r"another version of bayestune \(0\.9\.0; this is 0\.1\.0"
+    ):
         load(folder)
 
 
@@ -70,7 +74,9 @@ def test_promises_of_another_format_are_not_called_damaged(tmp_path) -> None:
     data = json.loads((folder / GUARANTEES).read_text())
     data["format"] = 9
     (folder / GUARANTEES).write_text(json.dumps({**data, "digest": digest_of(data)}))
-    with pytest.raises(StoreError, match=r"guarantees\.json has format 9; this version reads 1") as e:
+    with pytest.raises(
+        StoreError, match=r"guarantees\.json has format 9; this version reads 1"
+    ) as e:
         load(folder, base=str(GOLDEN / "base"))
     assert "damaged" not in str(e.value)
 

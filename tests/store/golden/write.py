@@ -29,7 +29,11 @@ def base(folder: Path) -> Path:
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+        tokenizer_object=core,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
     )
     torch.manual_seed(0)
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
@@ -67,7 +71,9 @@ def main() -> None:
     model.backbone.peft_model.peft_config["default"].base_model_name_or_path = "golden/base"
     model.save(out)
     found = list(model.predict(TEXTS).rows([1, 2]))
-    (HERE / f"format-{FORMAT}.json").write_text(json.dumps({"texts": TEXTS, "rows": found}, indent=1) + "\n")
+    (HERE / f"format-{FORMAT}.json").write_text(
+        json.dumps({"texts": TEXTS, "rows": found}, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":
