@@ -1,7 +1,7 @@
 """Bad input of every kind: ``python -m reliability.fuzz [ci|full]`` prints counts as JSON.
 
-Of every case holds: it is right, or refused in words (a BayestuneError, exit status 2, a 4xx);
-there is no traceback, no hang, no half-written file, nothing read or written outside, no other model.
+Of every case holds: it is right, or refused in words (a BayestuneError, exit status 2, a 4xx); no
+traceback, no hang, no half-written file, nothing read or written outside, no other model.
 ``python -m reliability.fuzz CASE``, with a case that a run printed, runs it alone.
 """
 

@@ -1,8 +1,8 @@
 """The server beyond its capacity: ``python -m reliability.load [ci|full]`` prints counts as JSON.
 
-The server's own process on a tiny backbone, at four times the rows per second that it was measured to
-answer, beside slow clients, clients that hang up and a thousand connections at once; then SIGTERM in
-the middle of work. Every answer is compared with the offline prediction of its text. Needs Linux.
+The server's own process on a tiny backbone, at four times the rows per second that it was measured
+to answer, over a thousand connections, beside slow clients and clients that hang up; then SIGTERM
+in the middle of work. Every answer is compared with the offline one. Needs Linux.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,8 @@ async def abort(port: int, texts: list[str], rng: random.Random) -> None:
     await writer.drain()
     await asyncio.sleep(rng.choice((0.0, 0.01)))
     writer.transport.abort()
+    with suppress(OSError):
+        await writer.wait_closed()
 
 
 async def dripping(port: int, texts: list[str], tally: Tally, until: float, whole: int) -> None:
@@ -148,7 +151,7 @@ async def dripping(port: int, texts: list[str], tally: Tally, until: float, whol
                 tally.add("slow_closed")
                 if time.monotonic() - began > 60:
                     tally.problem("wrong", "a slow client was waited for")
-            writer.close()
+            await close((reader, writer))
         except OSError:
             tally.add("slow_closed")
 
@@ -174,12 +177,13 @@ async def drain(server: Server, texts: list[str], tally: Tally) -> float:
         await asyncio.sleep(0.01)
     server.process.send_signal(signal.SIGTERM)
     began = time.monotonic()
-    for reader, _ in streams:
+    for reader, writer in streams:
         try:
             tally.judge(texts[:MOST_ROWS], *await read_answer(reader))
             tally.add("drained")
         except (OSError, asyncio.IncompleteReadError) as error:
             tally.problem("lost", f"{type(error).__name__} on SIGTERM")
+        await close((reader, writer))
     if (status := await asyncio.to_thread(server.process.wait, 90)) != -signal.SIGTERM:
         tally.problem("wrong", f"the server ended with {status}")
     return time.monotonic() - began
@@ -189,6 +193,8 @@ async def close(stream: Any) -> None:
     """Close a connection, if it is one."""
     if stream is not None:
         stream[1].close()
+        with suppress(OSError):
+            await stream[1].wait_closed()
 
 
 async def together(tasks: Iterable[Awaitable[None]]) -> None:

@@ -115,7 +115,7 @@ def test_train_predict_and_the_others_call_nobody(calls, llama_base, tmp_path) -
     verbs = (
         ["train", "--model", str(llama_base), "--data", str(file), "--out", str(run), *quick],
         ["predict", str(run), str(file), "--out", str(tmp_path / "out.jsonl")],
-        ["eval", str(run), "--data", str(unseen), "--card"],
+        ["eval", str(run), "--data", str(unseen)],
         ["calibrate", str(run), "--data", str(unseen), "--coverage", "0.8"],
         ["update", str(run), "--data", str(unseen), "--out", str(tmp_path / "updated")],
         ["export", str(run), "--to", "lora", "--out", str(tmp_path / "lora")],

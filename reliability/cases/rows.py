@@ -74,7 +74,7 @@ class Jsonl:
             must(isinstance(item, dict | DataError), f"{item!r:.80} is no row")
         task = Task.from_jsonl(self.file)
         must(not any(isinstance(item, DataError) for item in spoken), "strict reading is laxer")
-        same_rows(task, [json.loads(line) for line in lines])
+        same_rows(task, [json.loads(line.decode().strip()) for line in lines])
         return True
 
 

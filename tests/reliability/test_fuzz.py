@@ -13,7 +13,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from reliability import fuzz
-from reliability.cases import FAMILIES, Folders, harness
+from reliability.cases import FAMILIES, Folders, folders
 from reliability.cases.harness import attempt, must
 
 import bayestune as bt
@@ -78,8 +78,9 @@ def test_a_model_that_is_silently_another_is_noticed(tmp_path, monkeypatch) -> N
     (tmp_path / "folders").mkdir()
     family = Folders(tmp_path / "folders", fuzz.World.make(tmp_path / "world"))
     monkeypatch.setattr("bayestune.store.model.verify", lambda *_: None)
-    monkeypatch.setattr(harness.random, "Random", random.Random)
-    found = [attempt(family, f"1/{i}", 20)[1] for i in range(60)]
+    monkeypatch.setattr(folders, "_ACCIDENTS", (Folders._swap,))
+    monkeypatch.setattr(folders, "_INTENTS", (Folders._swap,))
+    found = [attempt(family, f"1/{i}", 20)[1] for i in range(24)]
     said = {failure.problem for failure in found if failure}
     assert "WrongError: another model, and nobody said so" in said
     assert bt.load(family.world.run).labels.names  # the world itself is as it was

@@ -61,9 +61,7 @@ def test_a_model_that_lies_outside_its_run_is_refused(copied, tmp_path) -> None:
     folder, run = copied(), tmp_path / "run"
     run.mkdir()
     (run / "model").symlink_to(folder)
-    with pytest.raises(
-        StoreError, match="is a link that leads outside .*run: name the model's own"
-    ):
+    with pytest.raises(StoreError, match=r"is a link that leads outside .*run: name the"):
         load(run)
     (tmp_path / "latest").symlink_to(folder)
     assert load(tmp_path / "latest").labels.names == load(folder).labels.names
@@ -126,7 +124,7 @@ def test_an_update_of_a_description_without_checksums_is_refused(saved_kind, cop
 
     folder = copied()
     describe(folder, lambda data: data.pop("checksums"))
-    with pytest.raises(StoreError, match="another version .* no checksums"):
+    with pytest.raises(StoreError, match=r"another version .* no checksums"):
         save_update(saved_kind("diagonal")[0], folder)
 
 

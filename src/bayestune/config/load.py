@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -16,7 +17,7 @@ from bayestune.config.recipe import Recipe
 from bayestune.errors import ConfigError, nearest
 
 #: More than any recipe or suite has, aliases counted wherever they stand.
-_MOST_VALUES = 100_000
+_MOST_VALUES, _DEEPEST = 100_000, 200
 
 #: Names that people type without thinking, where they are not the last part of one key anyway.
 ALIASES = {"r": "adapter.rank", "base": "model"}
@@ -166,6 +167,11 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
 
 def _plain(text: str) -> Any:
     """Read YAML whose aliases do not multiply: 300 bytes can stand for 9⁹ values, or for no end."""
+    depth = 0
+    for bracket in re.findall(r"[][{}]", text):  # PyYAML's time is quadratic in them
+        depth += 1 if bracket in "[{" else -1
+        if depth > _DEEPEST:
+            raise RecursionError
     data = yaml.safe_load(text)
     waiting, seen = [data], 0
     while waiting:

@@ -17,7 +17,6 @@ from bayestune.serve.app import make_app
 from bayestune.serve.limits import Limits
 from bayestune.serve.runs import Runs
 
-
 #: Seconds after which a thread that waits for the interpreter is given it.
 _SWITCH = 0.0005
 

@@ -77,6 +77,7 @@ def read_guarantees(model: BayesModel, folder: Path, digest: str) -> Guarantees 
         if content["model"] != digest:
             raise ValueError(f"it was made for another model than {MANIFEST} describes")
         found = Guarantees.from_json(content)
+        found.report()  # everything that follows from its numbers
         if found.abstain is not None and found.abstain.by not in SCORES:
             raise ValueError(f"there is no score {found.abstain.by!r}")
     except (KeyError, TypeError, AttributeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Writes the golden run of the present format: ``python tests/store/golden/write.py``, once a format.
+"""Writes the golden run of this format: ``python tests/store/golden/write.py``, once a format.
 
 A backbone and a calibrated run of a few kilobytes, as this version writes them, and what it says of
 two texts. What lies there already is never written again: it is what earlier versions wrote.
