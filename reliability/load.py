@@ -77,11 +77,16 @@ class Tally:
 async def exchange(port: int, texts: list[str], tally: Tally, stream: Any = None) -> Any:
     """Ask on a connection and judge the answer; return the connection, for the next one."""
     tally.add("requests")
-    started = time.monotonic()
+    started, reused = time.monotonic(), stream is not None
     try:
         stream = stream or await asyncio.open_connection("127.0.0.1", port)
         status, answer = await ask(*stream, texts)
     except (OSError, asyncio.IncompleteReadError) as error:
+        await close(stream)
+        if reused and not getattr(error, "partial", b""):
+            # Closed for its silence while the request was on its way: HTTP has clients ask again.
+            tally.add("asked_again")
+            return await exchange(port, texts, tally)
         tally.problem("lost", f"{type(error).__name__} after {time.monotonic() - started:.1f} s")
         return None
     if status == 200:
@@ -141,12 +146,11 @@ async def dripping(port: int, texts: list[str], tally: Tally, until: float, whol
             for byte in data[start:-1]:
                 writer.write(bytes([byte]))
                 await writer.drain()
-                done, _ = await asyncio.wait(
-                    {said := asyncio.ensure_future(reader.read(1))}, timeout=1.0
-                )
-                if done or time.monotonic() > until:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(reader.read(1), 1.0)
                     break
-                said.cancel()
+                if time.monotonic() > until:
+                    break
             if time.monotonic() < until:
                 tally.add("slow_closed")
                 if time.monotonic() - began > 60:
