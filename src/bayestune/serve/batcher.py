@@ -46,8 +46,9 @@ class Batcher:
 
     The row that has waited longest is always of the next pass; the places beside it go to those of
     the next oldest of its run that are nearest in length, so that little of a pass is padding and
-    nobody starves: who comes later than those overtakes none of them. A pass starts as soon as it is full, or its oldest row has waited for ``limits.wait``: while one
-    pass runs, the next one fills.
+    nobody starves: who comes later than those overtakes none of them. A pass starts as soon as it
+    is full, or its oldest row has waited for ``limits.wait``: while one pass runs, the next one
+    fills.
 
     Everything but the passes themselves happens in one event loop.
 
