@@ -91,6 +91,14 @@ class Batcher:
         self._worker.shutdown(wait=True)
         self.reading.shutdown(wait=True)
 
+    def full(self) -> float | None:
+        """Return the seconds after which there may be room; None where there is for one row."""
+        try:
+            self.require_room(1)
+        except FullError as error:
+            return error.retry
+        return None
+
     def require_room(self, count: int) -> None:
         """Raise FullError where ``count`` more rows would be too many."""
         queued = self.queued
