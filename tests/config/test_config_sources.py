@@ -148,3 +148,34 @@ def test_an_unknown_override_names_the_nearest(key, nearest):
 def test_aliases_stand_for_keys():
     assert set(ALIASES.values()) <= set(keys())
     assert not set(ALIASES) & set(keys())
+
+
+def _bomb() -> str:
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
+    lines += [
+        f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]"
+        for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+    ]
+    return "\n".join([*lines, "method: *i"])
+
+
+@pytest.mark.parametrize(
+    "text", [_bomb(), "method: &a [*a]", "weights: &a {x: *a}", "[" * 3000, "{a: " * 3000]
+)
+@pytest.mark.timeout(30)
+def test_aliases_that_multiply_and_nesting_without_end_are_refused(text, tmp_path) -> None:
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"stands for more than|nested too deeply|is not valid"):
+        read_yaml(tmp_path / "x.yaml")
+
+
+def test_an_anchor_that_is_used_twice_is_fine(tmp_path) -> None:
+    (tmp_path / "x.yaml").write_text("train: &t {lr: 1e-3}\nadapter: {rank: 4}\nx: *t\n")
+    assert read_yaml(tmp_path / "x.yaml")["x"] == {"lr": "1e-3"}
+
+
+@pytest.mark.parametrize("value", ["[" * 3000, "&a [*a]", "{a:" * 3000])
+def test_values_of_overrides_without_end_are_text(value) -> None:
+    assert parse_overrides([f"prompt.template={value}"]) == {"prompt": {"template": value}}
+    with pytest.raises(ConfigError, match=r"adapter\.rank is"):
+        from_mapping(parse_overrides([f"adapter.rank={value}"]))

@@ -101,6 +101,21 @@ async def test_the_oldest_goes_first_with_those_nearest_in_length(start) -> None
     assert [sorted(part) for _, part in passes.seen] == [[1], [49, 50, 52], [1, 2, 3]]
 
 
+async def test_rows_that_come_much_later_overtake_nobody(start) -> None:
+    passes = Passes()
+    batcher = start(passes, wait=0.2, batch_rows=2)
+    passes.go.clear()
+    first = [row(7), row(7)]
+    batcher.put("a", first)
+    await asyncio.sleep(0.05)  # that pass runs; what follows waits
+    rows = [row(length) for length in (3, 9, 5, 5, 3, 3, 3, 3)]
+    batcher.put("a", rows)
+    passes.go.set()
+    await asyncio.gather(*(r.answer for r in first + rows))
+    lengths = [lengths for _, lengths in passes.seen]
+    assert lengths[1:3] == [[3, 5], [9, 5]], "not the three that came after twice a pass's rows"
+
+
 async def test_tokens_bound_a_pass_and_a_long_row_goes_alone(start) -> None:
     passes = Passes()
     passes.go.clear()

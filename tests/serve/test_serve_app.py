@@ -245,11 +245,14 @@ async def test_too_many_rows_get_429_and_answers_in_time_503(served, serving, mo
         await until(lambda: batcher.queued == 2)
         ready = await client.get("/readyz")
         busy = await client.post("/v1/predict", json={"inputs": "b"})
+        unread = await client.post("/v1/predict", content=b"{")
         slow = await asyncio.gather(*posts)
         go.set()
         fine = await client.post("/v1/predict", json={"inputs": "b"})
     assert ready.status_code == 503 and ready.json()["status"] == "full"
     assert busy.status_code == 429 and int(busy.headers["retry-after"]) >= 1
+    assert unread.status_code == 429, "refused before it is read"
+    assert busy.json()["error"]["code"] == "busy" and "connection" not in busy.headers
     assert [one.status_code for one in slow] == [503] * 3 and fine.status_code == 200
 
 

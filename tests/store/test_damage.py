@@ -121,14 +121,17 @@ def test_a_description_without_a_part_is_refused(copied, key) -> None:
 
     folder = copied()
     describe(folder, remove)
-    with pytest.raises(StoreError, match=r"bayestune\.json is damaged|is missing or wrong"):
+    with pytest.raises(StoreError, match=r"another version of bayestune .* is missing or wrong"):
         load(folder)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"recipe": {"adapter": {"rnk": 1}}}, r"recipe in bayestune\.json is damaged.*'rank'"),
+        (
+            {"recipe": {"adapter": {"rnk": 1}}},
+            r"another version .*unknown key adapter\.rnk.*'rank'",
+        ),
         ({"recipe": {"method": "magic"}}, r"There is no method 'magic'"),
         ({"recipe": 3}, r"is missing or wrong"),
         ({"task": {"kind": "poem"}}, r"schema has no 'fields'"),

@@ -7,17 +7,18 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from bayestune.backbone.backbone import Backbone
-from bayestune.backbone.complete import check_complete
+from bayestune.backbone.complete import check_complete, check_size
 from bayestune.backbone.layers import hidden_size, layer_stack, parse_layers
 from bayestune.backbone.source import Source
 from bayestune.config import AdapterConfig, HeadConfig
-from bayestune.errors import ModelError
+from bayestune.errors import BayestuneError, ModelError
 
 #: Names under which transformers' sequence classifiers keep a bare linear head over the last token.
 SCORE = "score"
@@ -49,10 +50,17 @@ def load_tokenizer(source: Source) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.path, revision=source.revision)
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.path, revision=source.revision, trust_remote_code=False
+        )
     except Exception as error:  # the tokenizers library raises nothing more precise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{source.name} has no usable tokenizer: {reason}") from error
+    if not isinstance(getattr(tokenizer, "model_max_length", 0), int | float):
+        raise ModelError(
+            f"{source.name} has no usable tokenizer: model_max_length is "
+            f"{tokenizer.model_max_length!r}, which is no number."
+        )
     # Without its files, transformers makes one of special tokens (and a piece or two) alone.
     if len(tokenizer) < len(tokenizer.all_special_tokens) + 8:
         raise ModelError(
@@ -78,12 +86,11 @@ def load_base(source: Source, classes: int, device: torch.device, dtype: torch.d
     Raises:
         ModelError: if the weights cannot be loaded or the architecture is not a plain transformer.
     """
-    from safetensors import SafetensorError
     from transformers import AutoModel, AutoModelForSequenceClassification
 
-    options: dict[str, Any] = {"revision": source.revision}
-    # The other weight format is pickled.
-    weights = {**options, "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+    # Said, because transformers asks on the terminal otherwise. The other weight format is pickled.
+    options = {"revision": source.revision, "trust_remote_code": False, "use_safetensors": True}
+    weights: dict[str, Any] = {**options, "dtype": dtype, "output_loading_info": True}
     try:
         config, decoder, classifier = _architecture(source, classes)
         with _quiet():
@@ -95,9 +102,9 @@ def load_base(source: Source, classes: int, device: torch.device, dtype: torch.d
                     model, info = AutoModel.from_pretrained(source.path, **weights)
             else:
                 model, info = AutoModel.from_pretrained(source.path, **weights)
-    except ModelError:
+    except (BayestuneError, MemoryError, torch.OutOfMemoryError):
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # whatever an architecture makes of a configuration
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{source.name} cannot be loaded as a transformer: {reason}") from error
     check_complete(source.name, info)
@@ -120,7 +127,9 @@ def outline(source: Source, classes: int) -> Base:
             )
             if classifier and not isinstance(getattr(model, SCORE, None), nn.Linear):
                 model = AutoModel.from_config(config)
-    except (OSError, ValueError, KeyError) as error:
+    except BayestuneError:
+        raise
+    except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{source.name} has no usable configuration: {reason}") from error
     return _frozen(model, decoder)
@@ -130,7 +139,15 @@ def _architecture(source: Source, classes: int) -> tuple[Any, bool, bool]:
     """Return a configuration, whether it is a decoder's, and whether as a classifier."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    config = AutoConfig.from_pretrained(source.path, revision=source.revision)
+    config = AutoConfig.from_pretrained(
+        source.path, revision=source.revision, trust_remote_code=False
+    )
+    if source.local:
+        check_size(
+            source.name,
+            config,
+            sum(file.stat().st_size for file in Path(source.path).glob("*.safetensors")),
+        )
     known = AutoModelForSequenceClassification._model_mapping.get(type(config), None)
     decoder = _is_decoder(config, known)
     if not (decoder and known is not None):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bayestune.backbone.backbone import Backbone
 from bayestune.backbone.cache import PrefixCache
 from bayestune.data import Encoded, length_grouped_batches, pad
-from bayestune.errors import ConfigError
+from bayestune.errors import ConfigError, ModelError
 from bayestune.progress import Progress, silent
 from bayestune.weights import Drawing, MixedRowsError, WeightDistribution
 
@@ -201,6 +201,7 @@ class Reader:
     def tensors(self, encoded: Encoded, rows: Sequence[int]) -> dict[str, Tensor]:
         """Return the padded inputs of some rows on the backbone's device."""
         ids, mask, positions = pad([encoded.ids[i] for i in rows], self.pad_id, self.padding_side)
+        _require_known(ids, self.backbone.transformer)
         return self._place(ids, mask, positions, encoded, rows)
 
     def _kept(self, encoded: Encoded, rows: Sequence[int], mask: Tensor) -> Tensor | None:
@@ -247,6 +248,17 @@ def _text_key(encoded: Encoded, row: int) -> bytes:
     types = encoded.token_type_ids[row] if encoded.token_type_ids is not None else ()
     text = array("q", [*encoded.ids[row], -1, *types]).tobytes()
     return hashlib.blake2b(text, digest_size=8).digest()
+
+
+def _require_known(ids: Tensor, transformer: nn.Module) -> None:
+    """Refuse token ids that the embeddings do not have: reading them fails, or ends the device."""
+    table = getattr(transformer, "get_input_embeddings", lambda: None)()
+    rows = getattr(table, "num_embeddings", None)
+    if rows is not None and ids.numel() and int(ids.max()) >= rows:
+        raise ModelError(
+            f"The tokenizer gives the token {int(ids.max())}, but the backbone knows {rows}: the "
+            "two do not belong together."
+        )
 
 
 def _key(cache: PrefixCache, encoded: Encoded, row: int) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -14,6 +15,9 @@ import yaml
 
 from bayestune.config.recipe import Recipe
 from bayestune.errors import ConfigError, nearest
+
+#: More than any recipe or suite has, aliases counted wherever they stand.
+_MOST_VALUES, _DEEPEST = 100_000, 200
 
 #: Names that people type without thinking, where they are not the last part of one key anyway.
 ALIASES = {"r": "adapter.rank", "base": "model"}
@@ -114,13 +118,15 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = _plain(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(
             f"{path} does not exist; `bayestune config ls` names the shipped recipes."
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}.") from None
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deeply for a recipe.") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-02-31
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
@@ -151,12 +157,32 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
             )
         full, text = full_key(key.strip()), text.strip()
         try:
-            value = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError):
+            value = _plain(text)
+        except (yaml.YAMLError, ValueError, RecursionError):
             value = text
         meant = text[:1] in "\"'" or _is_list(value) or (value is None and text[0] != "#")
         flat[full] = value if meant or str not in _options(_hint(full)) else text
     return nest(flat)
+
+
+def _plain(text: str) -> Any:
+    """Read YAML whose aliases do not multiply: 300 bytes can stand for 9⁹ values, or for no end."""
+    depth = 0
+    for bracket in re.findall(r"[][{}]", text):  # PyYAML's time is quadratic in them
+        depth += 1 if bracket in "[{" else -1
+        if depth > _DEEPEST:
+            raise RecursionError
+    data = yaml.safe_load(text)
+    waiting, seen = [data], 0
+    while waiting:
+        node, seen = waiting.pop(), seen + 1
+        if seen > _MOST_VALUES:
+            raise ValueError(f"it stands for more than {_MOST_VALUES} values")
+        if isinstance(node, Mapping):
+            waiting += node.values()
+        elif isinstance(node, list):
+            waiting += node
+    return data
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:

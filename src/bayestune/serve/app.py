@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from bayestune.errors import BayestuneError
 from bayestune.serve.batcher import Batcher, FullError
-from bayestune.serve.guard import Guard
+from bayestune.serve.guard import BUSY, PREDICT, Guard
 from bayestune.serve.inputs import RowError
 from bayestune.serve.limits import Limits
 from bayestune.serve.monitor import Monitor
@@ -203,7 +203,7 @@ def make_app(runs: Runs, limits: Limits | None = None, key: str | None = None) -
     )
     app.state.service = service
 
-    @app.post("/v1/predict", response_model=PredictResponse, responses=_PROBLEMS)
+    @app.post(PREDICT, response_model=PredictResponse, responses=_PROBLEMS)
     async def predict(asked: PredictRequest, request: Request) -> JSONResponse:
         """Predict texts with their uncertainty."""
         return JSONResponse(await service.predict(asked, request))
@@ -243,7 +243,7 @@ def make_app(runs: Runs, limits: Limits | None = None, key: str | None = None) -
         app.get(path, include_in_schema=False)(_static(content, kind))
     _handle_errors(app)
     routes = frozenset(getattr(route, "path", "") for route in app.routes)
-    return Guard(app, limits, key, service.monitor, routes)
+    return Guard(app, limits, key, service.monitor, routes, service.batcher.full)
 
 
 def _static(content: bytes, kind: str) -> Any:
@@ -262,8 +262,7 @@ def _handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(FullError)
     async def full(_: Request, error: FullError) -> Response:
-        reason = "Too many rows wait already: come again later."
-        return ProblemError(429, "busy", reason, retry=error.retry).response()
+        return ProblemError(429, "busy", BUSY, retry=error.retry).response()
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:

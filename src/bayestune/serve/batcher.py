@@ -14,6 +14,9 @@ from bayestune.serve.rows import Row
 
 logger = logging.getLogger(__name__)
 
+#: Passes' worth of the oldest rows among which the companions of the oldest are chosen.
+_CHOICE = 2
+
 #: Answers the rows of one pass, in a thread.
 Answer = Callable[[str, Sequence[Row]], "list[dict[str, Any] | BayestuneError]"]
 
@@ -41,10 +44,11 @@ class FullError(Exception):
 class Batcher:
     """Rows in, answers out, one pass at a time.
 
-    The row that has waited longest is always of the next pass; the places beside it go to rows of
-    its run that are nearest in length, so that little of a pass is padding and nobody starves. A
-    pass starts as soon as it is full, or its oldest row has waited for ``limits.wait``: while one
-    pass runs, the next one fills.
+    The row that has waited longest is always of the next pass; the places beside it go to those of
+    the next oldest of its run that are nearest in length, so that little of a pass is padding and
+    nobody starves: who comes later than those overtakes none of them. A pass starts as soon as it
+    is full, or its oldest row has waited for ``limits.wait``: while one pass runs, the next one
+    fills.
 
     Everything but the passes themselves happens in one event loop.
 
@@ -86,6 +90,14 @@ class Batcher:
         self._waiting.clear()
         self._worker.shutdown(wait=True)
         self.reading.shutdown(wait=True)
+
+    def full(self) -> float | None:
+        """Return the seconds after which there may be room; None where there is for one row."""
+        try:
+            self.require_room(1)
+        except FullError as error:
+            return error.retry
+        return None
 
     def require_room(self, count: int) -> None:
         """Raise FullError where ``count`` more rows would be too many."""
@@ -160,7 +172,9 @@ class Batcher:
         if not rows:
             return []
         oldest = rows[0].length
-        nearest = sorted(rows, key=lambda row: (abs(row.length - oldest), row.arrived))
+        # No others: rows that come later would overtake those of rare lengths again and again.
+        among = rows[: _CHOICE * self._limits.batch_rows]
+        nearest = sorted(among, key=lambda row: (abs(row.length - oldest), row.arrived))
         nearest.remove(rows[0])
         taken, widest = [rows[0]], oldest
         for row in nearest:

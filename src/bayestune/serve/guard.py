@@ -19,6 +19,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 #: Paths that answer without a key: probes, and the page, which asks for it.
 OPEN = frozenset({"/", "/page.js", "/page.css", "/healthz", "/readyz"})
+#: The one path that costs a pass, and what it answers where no room is left.
+PREDICT, BUSY = "/v1/predict", "Too many rows wait already: come again later."
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -39,11 +41,12 @@ class RefusedError(Exception):
         status: of the answer.
         code: for programs.
         message: for people.
+        retry: seconds after which to come again.
     """
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    def __init__(self, status: int, code: str, message: str, retry: float | None = None) -> None:
         super().__init__(message)
-        self.status, self.code = status, code
+        self.status, self.code, self.retry = status, code, retry
 
 
 class Guard:
@@ -55,12 +58,20 @@ class Guard:
         key: that requests must bring; None for none.
         monitor: counts requests.
         routes: paths that are counted by their names; others are one.
+        full: seconds after which there may be room for a row; None where there is.
     """
 
     def __init__(
-        self, app: App, limits: Limits, key: str | None, monitor: Monitor, routes: frozenset[str]
+        self,
+        app: App,
+        limits: Limits,
+        key: str | None,
+        monitor: Monitor,
+        routes: frozenset[str],
+        full: Callable[[], float | None] = lambda: None,
     ) -> None:
         self.app, self.limits, self.monitor, self.routes = app, limits, monitor, routes
+        self.full = full
         self.key = None if key is None else key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -105,6 +116,9 @@ class Guard:
                 raise RefusedError(
                     401, "key", "The API key is missing or wrong: send Authorization: Bearer KEY."
                 )
+        # Before a body is parsed: beyond capacity there would be time for refusals alone.
+        if scope["path"] == PREDICT and (retry := self.full()) is not None:
+            raise RefusedError(429, "busy", BUSY, retry)
         length = headers.get(b"content-length", b"0")
         if not length.isdigit():
             raise RefusedError(400, "content_length", "Content-Length is not a number.")
@@ -143,7 +157,11 @@ class Guard:
 
 async def _refuse(error: RefusedError, send: Send) -> None:
     body = json.dumps({"error": {"code": error.code, "message": str(error)}}).encode()
-    headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+    headers = [(b"content-type", b"application/json")]
+    if error.retry is None:
+        headers.append((b"connection", b"close"))
+    else:  # who is to come again may do so on the same connection
+        headers.append((b"retry-after", str(max(1, round(error.retry))).encode()))
     headers.append((b"content-length", str(len(body)).encode()))
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))

@@ -115,5 +115,4 @@ def _load(name: str, folder: str, bases: SharedBases, options: dict[str, Any]) -
     digest = read_manifest(where)["digest"]
     found = store.read_measured(where, digest) or {}
     measured = {key: found[key] for key in ("data", "metrics", "bins") if key in found}
-    card = (where / store.CARD).read_text(encoding="utf-8")
-    return Served(name, model, digest[:16], card, measured or None)
+    return Served(name, model, digest[:16], store.read_card(where), measured or None)

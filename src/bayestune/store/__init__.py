@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bayestune.store.card import CARD, write_card
+from bayestune.store.card import CARD, read_card, write_card
 from bayestune.store.guarantees import GUARANTEES, save_guarantees
 from bayestune.store.manifest import UNFINISHED
 from bayestune.store.measured import read_measured, write_measured
@@ -23,6 +23,7 @@ __all__ = [
     "model_folder",
     "open_sidecar",
     "probe",
+    "read_card",
     "read_measured",
     "recipe_of",
     "save",

@@ -13,10 +13,11 @@ from typing import Any
 
 from bayestune import methods
 from bayestune.data import LabelSet
+from bayestune.errors import StoreError
 from bayestune.files import read_json, write_text
 from bayestune.guarantees import Guarantees
 from bayestune.guarantees.words import sentences
-from bayestune.store.manifest import read_manifest
+from bayestune.store.manifest import MANIFEST, read_manifest
 from bayestune.store.measured import drop_figures, read_measured
 
 CARD = "README.md"
@@ -49,18 +50,40 @@ def write_card(folder: Path) -> None:
     """Write the card of the model in a folder, in the place of the one that is there.
 
     Raises:
-        StoreError: if no model lies there, or it cannot be written.
+        StoreError: if no model lies there, or the card cannot be made or written.
     """
     manifest = read_manifest(folder)
     adapter = read_json(folder / "adapter_config.json")
     promised = folder / "guarantees.json"
     rules = read_json(promised) if promised.is_file() else None
-    if rules is not None and rules["model"] != manifest["digest"]:
-        rules = None  # of another model: loading it says so
+    if not isinstance(rules, dict) or rules.get("model") != manifest["digest"]:
+        rules = None  # of another model, or damaged: loading it says so
     measured = read_measured(folder, manifest["digest"])
-    classifier = adapter["task_type"] == "SEQ_CLS"
-    write_text(folder / CARD, card(manifest, classifier, rules, measured))
+    classifier = isinstance(adapter, dict) and adapter.get("task_type") == "SEQ_CLS"
+    try:
+        text = card(manifest, classifier, rules, measured)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StoreError(
+            f"{folder} cannot be described: {error} in {MANIFEST} or guarantees.json was changed, "
+            "or written by another version of bayestune."
+        ) from error
+    write_text(folder / CARD, text)
     drop_figures(folder, None if measured is None else measured["figure"])
+
+
+def read_card(folder: Path) -> str:
+    """Return the card of the model in a folder.
+
+    Raises:
+        StoreError: if there is none, or it is no text.
+    """
+    try:
+        return (folder / CARD).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise StoreError(
+            f"{folder / CARD} cannot be read: {error}. Copy it again, or write it anew with "
+            "bayestune calibrate or eval --card."
+        ) from error
 
 
 def card(

@@ -11,6 +11,7 @@ from bayestune.errors import StoreError
 from bayestune.files import read_json, write_json
 from bayestune.guarantees import Guarantees
 from bayestune.model import BayesModel
+from bayestune.prediction import SCORES
 from bayestune.store.card import write_card
 from bayestune.store.manifest import MANIFEST, digest_of, model_folder, read_manifest
 
@@ -61,17 +62,24 @@ def read_guarantees(model: BayesModel, folder: Path, digest: str) -> Guarantees 
         StoreError: if the file is damaged, of another format or of another model.
     """
     file = folder / GUARANTEES
-    if not file.is_file():
+    if not file.exists():
         return None
     content = read_json(file)
+    if isinstance(content, dict) and content.get("format") != FORMAT:
+        raise StoreError(
+            f"{file} has format {content.get('format')!r}; this version reads {FORMAT}. Install "
+            "the bayestune that wrote it, run bayestune calibrate again, or remove it for a model "
+            "that promises nothing."
+        )
     try:
         if content["digest"] != digest_of(content):
             raise ValueError("its checksum is not the recorded one")
-        if content["format"] != FORMAT:
-            raise ValueError(f"format {content['format']!r} instead of {FORMAT}")
         if content["model"] != digest:
             raise ValueError(f"it was made for another model than {MANIFEST} describes")
         found = Guarantees.from_json(content)
+        found.report()  # everything that follows from its numbers
+        if found.abstain is not None and found.abstain.by not in SCORES:
+            raise ValueError(f"there is no score {found.abstain.by!r}")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise StoreError(
             f"{file} is damaged or was changed: {error}. Run bayestune calibrate again, or remove "

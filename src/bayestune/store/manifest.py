@@ -14,7 +14,7 @@ import torch
 
 from bayestune.config import to_mapping
 from bayestune.errors import StoreError
-from bayestune.files import read_json
+from bayestune.files import read_json, require_inside
 from bayestune.head import GaussianHead
 from bayestune.model import BayesModel
 from bayestune.version import __version__
@@ -72,8 +72,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Read the description of a model.
 
     Raises:
-        StoreError: if it is damaged, was changed, or is of another format.
+        StoreError: if it is damaged, was changed, is of another format, or a part of its folder
+            leads outside.
     """
+    require_inside(folder)
     manifest = read_json(folder / MANIFEST)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else None
@@ -81,12 +83,29 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder / MANIFEST} has format {found!r}; this version reads {FORMAT}. Install the "
             f"bayestune that wrote it ({_written_by(manifest)}) or train again."
         )
-    if manifest.get("digest") != digest_of(manifest):
+    if "digest" not in manifest:
+        raise unreadable(folder, manifest, "it has no digest, which this one needs")
+    if manifest["digest"] != digest_of(manifest):
         raise StoreError(
             f"{folder / MANIFEST} is damaged or was changed. Copy it again from where it was "
             "trained; another place of the backbone is given with base=."
         )
     return manifest
+
+
+def unreadable(folder: Path, manifest: Any, reason: object) -> StoreError:
+    """Return the error for a description that is whole and says something else than is read here.
+
+    Args:
+        folder: where it lies.
+        manifest: what it says.
+        reason: what was expected of it.
+    """
+    return StoreError(
+        f"{folder / MANIFEST} was written by another version of bayestune "
+        f"({_written_by(manifest)}; this is {__version__}), or changed: {reason}. Install the one "
+        "that wrote it, or train again."
+    )
 
 
 def model_folder(path: str | Path) -> Path:
@@ -98,6 +117,10 @@ def model_folder(path: str | Path) -> Path:
     path = Path(path)
     for folder in (path, path / "model"):
         if (folder / MANIFEST).is_file():
+            if folder != path and not folder.resolve().is_relative_to(path.resolve()):
+                raise StoreError(
+                    f"{folder} is a link that leads outside {path}: name the model's own folder."
+                )
             if folder != path and (path / UNFINISHED).exists():
                 logger.warning(
                     "%s is the model of an earlier run: the one that is to replace it did not "

@@ -57,11 +57,29 @@ def read_measured(folder: Path, digest: str) -> dict[str, Any] | None:
     try:
         content = read_json(folder / MEASURED)
         if content["digest"] == digest_of(content) and content["format"] == FORMAT:
-            return content if content["model"] == digest else None
-    except (StoreError, KeyError, TypeError, AttributeError):
+            if content["model"] != digest:
+                return None
+            if _fits(content):
+                return content
+    except (StoreError, KeyError, TypeError, ValueError, AttributeError):
         pass
     logger.warning("%s is damaged or was changed: its numbers are not stated", folder / MEASURED)
     return None
+
+
+def _fits(content: Mapping[str, Any]) -> bool:
+    """Whether all that a card and a page show of a measurement has the form they take it for."""
+    data, rules, figure = content["data"], content["rules"], content["figure"]
+    numbers = [*content["metrics"].values(), *content["promises"].values(), data["rows"]]
+    for row, length in ((content["intervals"].values(), 2), (content["bins"], 5)):
+        for each in row:
+            numbers += each if len(each) == length else [None]
+    return (
+        all(isinstance(number, int | float) for number in numbers)
+        and all(isinstance(text, str) for text in (data["name"], data["hash"]))
+        and all(text is None or isinstance(text, str) for text in (rules, figure))
+        and isinstance(content["settings"], Mapping)
+    )
 
 
 def drop_figures(folder: Path, keep: str | None) -> None:

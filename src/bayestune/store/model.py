@@ -21,10 +21,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bayestune import methods
-from bayestune.backbone import SharedBases, resolve
+from bayestune.backbone import SharedBases, Source, load_tokenizer, resolve
 from bayestune.config import Recipe, from_mapping
 from bayestune.data import Scaling, Task
-from bayestune.errors import BayestuneError, ModelError, StoreError
+from bayestune.errors import BayestuneError, ConfigError, DataError, ModelError, StoreError
 from bayestune.files import checksum, new_folder, under, verify, write_json
 from bayestune.finalize import require_predictive
 from bayestune.head import GaussianHead, GenerativeHead, LinearHead, Noise, OrdinalHead
@@ -32,7 +32,13 @@ from bayestune.metrics import Density
 from bayestune.model import BayesModel, assemble
 from bayestune.store.card import write_card
 from bayestune.store.guarantees import read_guarantees, write_guarantees
-from bayestune.store.manifest import MANIFEST, manifest_of, model_folder, read_manifest
+from bayestune.store.manifest import (
+    MANIFEST,
+    manifest_of,
+    model_folder,
+    read_manifest,
+    unreadable,
+)
 
 ADAPTER = "adapter_model.safetensors"
 POSTERIOR = "posterior.safetensors"
@@ -40,6 +46,8 @@ _DENSITY = "density."
 WEIGHTS = "weights."
 METADATA = {"format": "pt"}
 HEADS = {kind.__name__: kind for kind in (GaussianHead, LinearHead, GenerativeHead, OrdinalHead)}
+#: A text by which tokenizers and adapters are told apart; what it says does not matter.
+SAMPLE = "The quick brown fox jumps over the lazy dog, and nobody asked it why."
 _CHECKED = (ADAPTER, "adapter_config.json", POSTERIOR)
 
 
@@ -104,23 +112,29 @@ def load(
     folder = model_folder(path)
     manifest = read_manifest(folder)
     try:
-        recipe = read_recipe(manifest, {"model": base, "device": device, "dtype": dtype})
+        recipe = read_recipe(manifest)
         task = Task.from_schema(manifest["task"])
         scaling = Scaling(**manifest["scaling"]) if task.kind == "regression" else Scaling()
         known, kind = manifest["base"], HEADS[manifest["head"]["kind"]]
-        revision = known["revision"] if base is None else recipe.revision
         fingerprint, weights, trained = known["fingerprint"], known["weights"], known["dtype"]
         verify(folder, dict.fromkeys(_CHECKED, "") | manifest["checksums"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise StoreError(f"{folder / MANIFEST} is damaged: {error} is missing or wrong.") from error
+    except (KeyError, TypeError, AttributeError, ConfigError, DataError) as error:
+        raise unreadable(folder, manifest, wrong(error)) from error
+    given = {"model": base, "device": device, "dtype": dtype}
+    recipe = replace(recipe, **{key: value for key, value in given.items() if value is not None})
+    revision = known["revision"] if base is None else recipe.revision
     source = resolve(recipe.model, revision)
     model = assemble(recipe, task, source=source, dtype=dtype or trained, bases=bases)
-    # Other files may hold the same weights: a Hub model and its copy, or another way to cut them.
-    if source.fingerprint != fingerprint and model.source.weights != weights:
-        raise ModelError(
-            f"The backbone {recipe.model!r} is not the one that {folder} was trained on "
-            f"({source.fingerprint} instead of {fingerprint})."
-        )
+    if source.fingerprint != fingerprint:
+        # Other files may hold the same weights: a Hub model and its copy, or another way to cut
+        # them. Where it was trained they are to be the same files.
+        moved = base is not None or not source.local
+        if not moved or model.source.weights != weights or not _reads_alike(model, folder):
+            raise ModelError(
+                f"The backbone {recipe.model!r} is not the one that {folder} was trained on "
+                f"({source.fingerprint} instead of {fingerprint}): another one, damaged, or with "
+                "another tokenizer. Where it is the same in other files, give its place with base=."
+            )
     posterior = restore(model, kind, folder)
     if model.backbone.weights is not None:
         model.backbone.weights.load(under(WEIGHTS, posterior))
@@ -165,6 +179,17 @@ def fill(
     _restore_adapter(model, stored, posterior, folder)
 
 
+def _reads_alike(model: BayesModel, folder: Path) -> bool:
+    """Whether a backbone's tokenizer is the one that was stored with the model."""
+    own, other = load_tokenizer(Source(str(folder), str(folder), None, "")), model.tokenizer
+    facts = ("chat_template", "model_max_length", "bos_token", "eos_token", "pad_token")
+    return (
+        own(SAMPLE)["input_ids"] == other(SAMPLE)["input_ids"]
+        and own.get_vocab() == other.get_vocab()
+        and all(getattr(own, name, None) == getattr(other, name, None) for name in facts)
+    )
+
+
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Write the files of a tokenizer."""
     try:
@@ -197,15 +222,16 @@ def posterior_tensors(model: BayesModel) -> dict[str, Tensor]:
     return {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
 
 
-def read_recipe(manifest: dict[str, Any], changes: dict[str, str | None]) -> Recipe:
-    """Return the recipe of a stored model with some keys changed."""
-    given = {key: value for key, value in changes.items() if value is not None}
-    data = {**manifest["recipe"], **given}
-    try:
-        recipe = methods.checked(from_mapping(data))
-    except BayestuneError as error:
-        raise StoreError(f"The recipe in {MANIFEST} is damaged: {error}") from error
-    return recipe
+def read_recipe(manifest: dict[str, Any]) -> Recipe:
+    """Return the recipe of a stored model."""
+    return methods.checked(from_mapping(manifest["recipe"]))
+
+
+def wrong(error: Exception) -> str:
+    """Return what a description lacks or has too much, as a clause."""
+    if isinstance(error, BayestuneError):
+        return str(error).rstrip(".")
+    return f"{error} is missing or wrong"
 
 
 def _restore_head(model: BayesModel, kind: type[nn.Module], posterior: dict[str, Tensor]) -> None:

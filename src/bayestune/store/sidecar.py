@@ -19,7 +19,7 @@ from torch import Tensor
 from bayestune import methods
 from bayestune.backbone import Source, load_tokenizer
 from bayestune.data import Encoded, Scaling, Task
-from bayestune.errors import StoreError
+from bayestune.errors import ConfigError, DataError, StoreError
 from bayestune.files import checksum, under, verify, write_json
 from bayestune.head import GenerativeHead, Noise
 from bayestune.model import BayesModel
@@ -27,25 +27,31 @@ from bayestune.posterior.observed import Observed
 from bayestune.prediction import Prediction, RegressionPrediction
 from bayestune.preprocessor import Preprocessor
 from bayestune.readout import Readout
-from bayestune.store.manifest import MANIFEST, digest_of, manifest_of, read_manifest
+from bayestune.store.manifest import (
+    MANIFEST,
+    digest_of,
+    manifest_of,
+    read_manifest,
+    unreadable,
+)
 from bayestune.store.model import (
     HEADS,
     METADATA,
     POSTERIOR,
+    SAMPLE,
     WEIGHTS,
     new_head,
     posterior_tensors,
     read_density,
     read_recipe,
     save_tokenizer,
+    wrong,
 )
 
 #: The folder of a side-car within an export.
 SIDECAR = "posterior"
 _MEAN = "score.weight"
 _PROBE = "probe."
-#: Of any kind: what it says does not matter.
-_TEXT = "The quick brown fox jumps over the lazy dog, and nobody asked it why."
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,7 @@ class Sidecar:
 
 def probe(model: BayesModel) -> Probe:
     """Return the probe of a model as its adapter stands."""
-    ids = list(model.tokenizer(_TEXT)["input_ids"])[: model.max_length]
+    ids = list(model.tokenizer(SAMPLE)["input_ids"])[: model.max_length]
     (state,) = model.reader().features(Encoded([ids], None, 0))
     return Probe(ids, state)
 
@@ -128,12 +134,12 @@ def open_sidecar(path: str | Path) -> Sidecar:
     folder = _folder(Path(path))
     manifest = read_manifest(folder)
     try:
-        task, recipe = Task.from_schema(manifest["task"]), read_recipe(manifest, {})
+        task, recipe = Task.from_schema(manifest["task"]), read_recipe(manifest)
         kind, checksums = HEADS[manifest["head"]["kind"]], {POSTERIOR: "", **manifest["checksums"]}
         scaling = Scaling(**manifest.get("scaling", {}))
         decoder, length = manifest["reads"]["decoder"], manifest["reads"]["max_length"]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise StoreError(f"{folder / MANIFEST} is damaged: {error} is missing or wrong.") from error
+    except (KeyError, TypeError, AttributeError, ConfigError, DataError) as error:
+        raise unreadable(folder, manifest, wrong(error)) from error
     verify(folder, checksums)
     posterior = _tensors(folder, _MEAN if kind is not GenerativeHead else "head.centre")
     known = Probe(posterior[f"{_PROBE}ids"].tolist(), posterior[f"{_PROBE}state"])

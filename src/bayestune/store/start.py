@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from bayestune.config import from_mapping, to_mapping
-from bayestune.errors import ConfigError, StoreError
+from bayestune.errors import ConfigError
 from bayestune.files import verify
 from bayestune.model import BayesModel
-from bayestune.store.manifest import MANIFEST, model_folder, read_manifest
+from bayestune.store.manifest import model_folder, read_manifest, unreadable
 from bayestune.store.model import restore
 
 #: What of a recipe determined the training; the method, and what follows it, is free.
@@ -89,4 +89,4 @@ def _part(manifest: dict[str, Any], folder: Path, name: str) -> dict[str, Any]:
     try:
         return dict(manifest[name])
     except (KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"{folder / MANIFEST} is damaged: {name} is missing or wrong.") from error
+        raise unreadable(folder, manifest, f"{name!r} is missing or wrong") from error

@@ -11,7 +11,14 @@ from bayestune.errors import StoreError
 from bayestune.files import checksum, new_folder, write_json
 from bayestune.model import BayesModel
 from bayestune.store.guarantees import GUARANTEES
-from bayestune.store.manifest import MANIFEST, digest_of, head_facts, model_folder, read_manifest
+from bayestune.store.manifest import (
+    MANIFEST,
+    digest_of,
+    head_facts,
+    model_folder,
+    read_manifest,
+    unreadable,
+)
 from bayestune.store.model import ADAPTER, METADATA, POSTERIOR, posterior_tensors
 
 _MEAN = "score.weight"
@@ -39,6 +46,8 @@ def save_update(model: BayesModel, path: str | Path, out: str | Path | None = No
     if out is not None and target.exists():
         raise StoreError(f"{out} already holds a run; give another folder.")
     manifest = read_manifest(source)
+    if not isinstance(manifest.get("checksums"), dict):
+        raise unreadable(source, manifest, "it has no checksums")
     with new_folder(target) as folder:
         for file in source.iterdir():
             if file.name != GUARANTEES and file.is_file():
