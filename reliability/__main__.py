@@ -80,11 +80,11 @@ def main() -> None:
         started = time.monotonic()
         command = [sys.executable, "-m", "reliability", subject, "--budget", asked.budget, "--here"]
         ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-        if ended.returncode:
-            print(f"{subject}: failed", file=sys.stderr)
+        counts = json.loads(ended.stdout.splitlines()[-1]) if ended.returncode == 0 else {}
+        if not counts or counts.get("failed"):
+            print(f"{subject}: failed {json.dumps(counts, indent=2)}", file=sys.stderr)
             failed = True
             continue
-        counts = json.loads(ended.stdout.splitlines()[-1])
         print(json.dumps({"subject": subject, "budget": asked.budget, **counts}))
         print(f"{subject}: " + ", ".join(f"{name} {value}" for name, value in counts.items()))
         if asked.write:

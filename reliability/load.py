@@ -1,4 +1,4 @@
-"""The server beyond its capacity: ``python -m reliability.load [ci|full]`` prints counts as JSON.
+"""The server beyond its capacity: ``python -m reliability load``.
 
 The server's own process on a tiny backbone, at four times the rows per second that it was measured
 to answer, over a thousand connections, beside slow clients and clients that hang up; then SIGTERM
@@ -8,11 +8,9 @@ in the middle of work. Every answer is compared with the offline one. Needs Linu
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import resource
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Iterable
@@ -260,9 +258,3 @@ async def _load(
 def measured_as(tally: Tally) -> dict[str, int]:
     """Return the counts by name, in a fixed order."""
     return dict(sorted(tally.counts.items()))
-
-
-if __name__ == "__main__":
-    outcome = run(sys.argv[1] if len(sys.argv) > 1 else "ci")
-    print(json.dumps(outcome, indent=2))
-    sys.exit(bool(outcome["failed"]))

@@ -144,10 +144,10 @@ def test_a_bf16_backbone_gives_fp32_features(kind):
 
 
 def test_features_that_are_no_numbers_name_their_rows(llama):
-    broken = torch.zeros(4, 32)
-    llama.check_finite(broken, "rows 5 to 8")
+    broken, mask = torch.zeros(4, 32), torch.ones(4, 2, dtype=torch.long)
+    llama.check_finite(broken, "rows 5 to 8", mask)
     broken[1, 3], broken[3, 0] = float("nan"), float("inf")
     with pytest.raises(
         NumericsError, match=r"rows 5 to 8 are NaN or infinite \(positions \[1, 3\]"
     ):
-        llama.check_finite(broken, "rows 5 to 8")
+        llama.check_finite(broken, "rows 5 to 8", mask)

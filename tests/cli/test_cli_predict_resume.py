@@ -11,7 +11,7 @@ from cli_checks import complaint, files_under, write_rows
 from toy_tasks import topic_rows
 
 from bayestune.cli import predict as predict_verb
-from bayestune.cli.predict import Job
+from bayestune.scoring.job import Job
 
 
 @pytest.fixture
@@ -89,6 +89,8 @@ def test_another_command_does_not_go_on(
     assert len(out.read_text().splitlines()) == 38
 
 
-@pytest.mark.parametrize("arguments", [["--resume"], ["--out", "o.jsonl", "--resume"]])
-def test_it_needs_two_files(cli, run_folder, arguments) -> None:
-    assert "--out of a FILE on disk" in complaint(cli("predict", run_folder, *arguments, code=None))
+@pytest.mark.parametrize("out", [(), ("--out", "o.jsonl"), ("--out", "o.parquet")])
+def test_it_needs_two_files_of_lines(cli, run_folder, rows, out) -> None:
+    file = () if out == ("--out", "o.jsonl") else (rows,)
+    result = cli("predict", run_folder, *file, *out, "--resume", code=None)
+    assert "from a FILE on disk with an --out of JSON lines" in complaint(result)

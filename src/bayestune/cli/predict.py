@@ -72,9 +72,11 @@ def predict(
     standard deviations are given: std² = aleatoric² + epistemic².
     """
     files = files or ["-"]
-    if resume and (engine is not None or out is None or out.suffix.lower() == ".parquet"):
+    resumable = out is not None and out.suffix.lower() != ".parquet" and Path(files[0]).is_file()
+    if resume and (engine is not None or not resumable):
         raise ConfigError(
-            "--resume goes on with an --out of JSON lines; parts of --engine ray do so anyway."
+            "--resume goes on from a FILE on disk with an --out of JSON lines; give both. The "
+            "parts of --engine ray go on without it."
         )
     if engine is not None:
         loading = {"base": base, "device": device, "dtype": dtype, "samples": samples}
@@ -83,8 +85,6 @@ def predict(
     if len(files) > 1:
         raise ConfigError(f"{len(files)} files are predicted together by --engine ray; give one.")
     results, file = sys.stdout, files[0]
-    if resume and not Path(file).is_file():
-        raise ConfigError("--resume goes on with an --out of a FILE on disk; give both.")
     source = _open(file)
     with quiet(ctx):
         from bayestune import store
