@@ -284,7 +284,8 @@ def test_a_damaged_file_is_an_error(cli, run, rows, files, damage) -> None:
         file.write_text(json.dumps({**data, "digest": digest_of(data)}))
     before = file.read_bytes()
     sentence = complaint(cli("predict", run, files["test"], code=None))
-    assert "guarantees.json is damaged" in sentence
+    problem = "has format 2; this" if damage == "format" else "is damaged"
+    assert f"guarantees.json {problem}" in sentence
     assert file.read_bytes() == before
     file.unlink()  # as it says: then nothing is promised
     assert "set" not in read_lines(cli("predict", run, files["test"]).stdout)[0]

@@ -142,12 +142,9 @@ def _architecture(source: Source, classes: int) -> tuple[Any, bool, bool]:
     config = AutoConfig.from_pretrained(
         source.path, revision=source.revision, trust_remote_code=False
     )
-    if source.local:
-        check_size(
-            source.name,
-            config,
-            sum(file.stat().st_size for file in Path(source.path).glob("*.safetensors")),
-        )
+    files = list(Path(source.path).glob("*.safetensors")) if source.local else []
+    if files:  # a configuration alone can be outlined, and is not loaded
+        check_size(source.name, config, sum(file.stat().st_size for file in files))
     known = AutoModelForSequenceClassification._model_mapping.get(type(config), None)
     decoder = _is_decoder(config, known)
     if not (decoder and known is not None):
