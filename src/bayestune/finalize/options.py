@@ -169,12 +169,27 @@ def _trained(head: Head, phi: Tensor, scales: Sequence[float]) -> Iterator[Optio
 def _refreshed(
     head: Head, fit: Features, phi: Tensor, name: str, precisions: Sequence[float]
 ) -> Iterator[Option]:
-    form, unit = refresh.measure(head, head.weight, fit, name), _unit(head)
+    unit = _unit(head)
+    if len(precisions) == 1 and name == "block" and _needs_no_eigenvectors(head, fit):
+        own = refresh.own_curvature(head, fit.phi @ head.weight.T, fit)
+        tau = torch.full_like(head.weight, precisions[0] * unit)
+        form: laplace.Form = laplace.Given.of(fit.phi, own, tau)
+    else:
+        form = refresh.measure(head, head.weight, fit, name)
     mu, excess = rows_of(head)(phi), refresh.excess(form, fit.phi)
     for precision in precisions:
         tau, cost = precision * unit, precision_cost(precision)
         var = _held(form, phi, len(head.weight), tau)
         yield Option("refreshed", precision, cost, mu, var, form, tau, excess=excess(tau))
+
+
+def _needs_no_eigenvectors(head: Head, fit: Features) -> bool:
+    """Return whether one precision is served by Cholesky factors, many times cheaper.
+
+    Two classes report the `refresh.excess`, and the blocks of few rows are taken in their span.
+    """
+    K, D = head.weight.shape
+    return K != 2 and len(fit) >= D
 
 
 def _at_modes(

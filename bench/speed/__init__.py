@@ -1,0 +1,1 @@
+"""What uncertainty costs: ratios measured in one run, each beside its target and its limit."""
