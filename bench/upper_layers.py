@@ -15,7 +15,7 @@ import time
 from unittest import mock
 
 import torch
-from draws import texts
+from speed.texts import tasks
 
 import bayestune.backbone.backbone as module
 from bayestune.data import Encoded, length_grouped_batches
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    task = texts(256)
+    task = tasks(256)[0]
     model = build(
         "polar_vbll",
         base="smollm2-135m",
