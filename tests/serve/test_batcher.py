@@ -177,16 +177,42 @@ async def test_more_rows_than_may_wait_are_refused_and_given_up_ones_make_room(s
     batcher.put("a", [first])
     await asyncio.sleep(0.05)
     rows = [row(2) for _ in range(4)]
-    batcher.put("a", rows)
-    assert batcher.queued == 4
-    with pytest.raises(FullError) as refused:
-        batcher.put("a", [row(2)])
-    assert refused.value.retry >= 1
-    for one in rows[:2]:
-        one.answer.cancel()
+    with batcher.reserve(3):  # those of another request are being read
+        batcher.put("a", rows[:1])
+        assert batcher.queued == 4
+        with pytest.raises(FullError) as refused, batcher.reserve(1):
+            pass
+        batcher.put("a", rows[1:])
+    assert batcher.queued == 4 and batcher.full() == refused.value.retry >= 1
+    batcher.drop("a", rows[:2])
+    assert batcher.queued == 2 and batcher.full() is None
     passes.go.set()
     await asyncio.gather(*(r.answer for r in rows[2:]))
     assert passes.seen == [("a", [1]), ("a", [2, 2])]  # the two that nobody waits for took no place
+
+
+async def test_rows_that_would_be_answered_too_late_are_refused_at_once(start) -> None:
+    passes = Passes(seconds=0.1)
+    batcher = start(passes, wait=0, batch_rows=2, answer_seconds=2)
+    rows = [row(2) for _ in range(7)]
+    batcher.put("a", rows[:1])
+    await rows[0].answer
+    with batcher.reserve(200):  # ten rows a second, but a pass by itself tells nothing
+        pass
+    batcher.put("a", rows[1:])
+    await asyncio.gather(*(r.answer for r in rows))
+    passes.go.clear()
+    with batcher.reserve(200):  # where nobody waits before it, any request is tried
+        pass
+    held = [row(2) for _ in range(12)]
+    batcher.put("a", held)
+    await asyncio.sleep(0.05)
+    assert batcher.full() is None and batcher.queued == 10
+    with pytest.raises(FullError) as refused, batcher.reserve(100):
+        pass  # of 20 rows a second at most 40 are answered in 2 s
+    assert refused.value.retry == 1.0
+    passes.go.set()
+    await asyncio.gather(*(r.answer for r in held))
 
 
 async def test_stop_cancels_what_waits() -> None:

@@ -73,6 +73,7 @@ def serve(
         log_level="error",
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # nobody asks who the client is
         timeout_graceful_shutdown=round(limits.drain_seconds),
         timeout_keep_alive=round(limits.head_seconds),
         lifespan="on",
