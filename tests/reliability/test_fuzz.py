@@ -32,7 +32,7 @@ def test_500_bad_inputs_are_right_or_refused() -> None:
 class Stub:
     """A family whose cases do as they are told."""
 
-    name = "stub"
+    name = title = "stub"
 
     def __init__(self, does) -> None:
         self.case = does

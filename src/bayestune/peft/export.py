@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bayestune.errors import ModelError, nearest
+from bayestune.files import sync
 from bayestune.peft.config import PolarConfig, stable
 from bayestune.peft.contextual import has_context
 from bayestune.peft.layer import PolarLinear
@@ -174,4 +175,6 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     else:
         tensors = {k: v.detach().cpu().contiguous().clone() for k, v in content.items()}
         save_file(tensors, partial, metadata={"format": "pt"})
+    sync(partial)
     partial.replace(path)
+    sync(path.parent)

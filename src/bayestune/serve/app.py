@@ -147,9 +147,7 @@ class Service:
         except RowError as error:
             raise ProblemError(422, "row", f"{error}", f"inputs.{error.position}") from error
 
-    async def _wait(
-        self, run: str, rows: Sequence[Row], request: Request
-    ) -> list[dict[str, Any]]:
+    async def _wait(self, run: str, rows: Sequence[Row], request: Request) -> list[dict[str, Any]]:
         """Wait for all answers, or until the client has gone or has waited long enough."""
         answers = asyncio.gather(*(row.answer for row in rows), return_exceptions=True)
         gone = asyncio.ensure_future(_gone(request))

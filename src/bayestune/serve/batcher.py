@@ -190,9 +190,7 @@ class Batcher:
                     row.answer.set_result(found)
             await asyncio.sleep(0)  # requests and answers have their turn, too
 
-    async def _pass(
-        self, run: str, rows: Sequence[Row]
-    ) -> list[dict[str, Any] | BayestuneError]:
+    async def _pass(self, run: str, rows: Sequence[Row]) -> list[dict[str, Any] | BayestuneError]:
         """Answer the rows of a pass: a long one beside the event loop, a short one in its place.
 
         Two threads that both have Python to run hand the interpreter to and fro at every operation
