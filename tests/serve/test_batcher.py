@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -144,6 +145,25 @@ async def test_runs_do_not_share_and_none_starves(start) -> None:
     assert passes.seen == [("a", [1]), ("a", [2, 4]), ("b", [3])]
 
 
+async def test_a_short_pass_runs_in_the_place_of_the_event_loop(start) -> None:
+    class Threads(Passes):
+        def __call__(self, run: str, rows: Any) -> Any:
+            self.waits.append(threading.current_thread() is threading.main_thread())
+            return super().__call__(run, rows)
+
+        def passed(self, *_: Any) -> None:
+            pass
+
+    passes = Threads()
+    batcher = start(passes, wait=0, batch_rows=4)
+    for seconds, length in ((0.01, 5), (0.01, 5), (0.01, 5), (0.01, 500)):
+        passes.seconds, one = seconds, row(length)
+        batcher.put("a", [one])
+        await one.answer
+    # Before the first one nothing is known; after the third, 500 tokens may well take a second.
+    assert passes.waits == [False, True, True, False]
+
+
 async def test_one_row_fails_for_itself(start) -> None:
     batcher = start(Passes())
     rows = [row(n) for n in (12, 13, 14)]
@@ -186,6 +206,12 @@ async def test_more_rows_than_may_wait_are_refused_and_given_up_ones_make_room(s
     assert batcher.queued == 4 and batcher.full() == refused.value.retry >= 1
     batcher.drop("a", rows[:2])
     assert batcher.queued == 2 and batcher.full() is None
+    for _ in range(
+        100
+    ):  # requests like these would find no room: so much is known before they are read
+        with suppress(FullError), batcher.reserve(3):
+            pass
+    assert batcher.full() is not None
     passes.go.set()
     await asyncio.gather(*(r.answer for r in rows[2:]))
     assert passes.seen == [("a", [1]), ("a", [2, 2])]  # the two that nobody waits for took no place

@@ -109,7 +109,7 @@ class Service:
         run = self.run(asked.model, "model")
         inputs = [asked.inputs] if isinstance(asked.inputs, str) else asked.inputs
         self._check(asked, run, inputs)
-        with self.batcher.reserve(len(inputs), request.scope["entered"]):
+        with self.batcher.reserve(len(inputs)):
             rows = await self._read(asked, run, inputs)
             self.batcher.put(run.name, rows)
         answers = await self._wait(run.name, rows, request)
@@ -227,8 +227,7 @@ def make_app(runs: Runs, limits: Limits | None = None, key: str | None = None) -
     @app.get("/readyz")
     async def ready() -> JSONResponse:
         """Say whether requests are taken."""
-        room = service.batcher.queued < limits.queue_rows
-        fine = service.ready and room
+        fine = service.ready and service.batcher.full() is None
         status = "ready" if fine else "full" if service.ready else "stopping"
         return JSONResponse({"status": status}, 200 if fine else 503)
 
@@ -243,7 +242,7 @@ def make_app(runs: Runs, limits: Limits | None = None, key: str | None = None) -
         app.get(path, include_in_schema=False)(_static(content, kind))
     _handle_errors(app)
     routes = frozenset(getattr(route, "path", "") for route in app.routes)
-    return Guard(app, limits, key, service.monitor, routes, service.batcher)
+    return Guard(app, limits, key, service.monitor, routes, service.batcher.full)
 
 
 def _static(content: bytes, kind: str) -> Any:

@@ -69,7 +69,6 @@ class Batcher:
         self._watch = watch
         self._waiting: dict[str, dict[int, Row]] = {}  # by run and identity, the oldest first
         self._reserved = 0  # rows that are being read
-        self._entering: set[object] = set()  # requests whose rows are not known yet
         self._typical = 1.0  # rows of a request, a running mean
         self._changed = asyncio.Event()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="bayestune-pass")
@@ -101,43 +100,30 @@ class Batcher:
         self.reading.shutdown(wait=True)
 
     def full(self) -> float | None:
-        """Return the seconds after which there may be room; None where there is for one row."""
+        """Return the seconds after which there may be room; None where there is now.
+
+        Before a request is read its rows are not known: it is taken for one like those before it.
+        """
         try:
-            self._require_room(1)
+            self._require_room(self._typical)
         except FullError as error:
             return error.retry
         return None
 
-    def _require_room(self, count: int) -> None:
-        queued = self.queued + len(self._entering) * self._typical
-        room = float(self._limits.queue_rows)
+    def _require_room(self, count: float) -> None:
+        queued, room = self.queued, float(self._limits.queue_rows)
         if self._rate and queued:  # what would be answered too late is better refused now
             room = min(room, self._rate * self._limits.answer_seconds)
         if (over := queued + count - room) > 0:
             raise FullError(max(1.0, min(over, queued) / self._rate) if self._rate else 1.0)
 
     @contextmanager
-    def enter(self) -> Iterator[object]:
-        """Count a request whose rows are not known yet as one like others; yields its mark."""
-        mark = object()
-        self._entering.add(mark)
-        try:
-            yield mark
-        finally:
-            self._entering.discard(mark)
-
-    @contextmanager
-    def reserve(self, count: int, mark: object = None) -> Iterator[None]:
+    def reserve(self, count: int) -> Iterator[None]:
         """Keep room for rows while they are read; they are put before the block ends.
-
-        Args:
-            count: how many.
-            mark: of their request, from `enter`.
 
         Raises:
             FullError: if there is no room for all of them, or their answers would come too late.
         """
-        self._entering.discard(mark)
         self._typical += 0.05 * (count - self._typical)
         self._require_room(count)
         self._reserved += count

@@ -8,8 +8,7 @@ import json
 import math
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any
 
 from bayestune.serve.limits import Limits
 from bayestune.serve.monitor import Monitor
@@ -51,18 +50,6 @@ class RefusedError(Exception):
         self.status, self.code, self.retry = status, code, retry
 
 
-class Door(Protocol):
-    """Knows whether there is room."""
-
-    def full(self) -> float | None:
-        """Return the seconds after which there may be room; None where there is for one row."""
-        ...
-
-    def enter(self) -> AbstractContextManager[object]:
-        """Count a request whose rows are not known yet."""
-        ...
-
-
 class Guard:
     """Refuses what is too large, too slow or without the key; counts and marks the rest.
 
@@ -72,7 +59,7 @@ class Guard:
         key: that requests must bring; None for none.
         monitor: counts requests.
         routes: paths that are counted by their names; others are one.
-        door: lets requests in that cost a pass.
+        full: seconds after which there may be room for a request; None where there is.
     """
 
     def __init__(
@@ -82,10 +69,10 @@ class Guard:
         key: str | None,
         monitor: Monitor,
         routes: frozenset[str],
-        door: Door,
+        full: Callable[[], float | None],
     ) -> None:
         self.app, self.limits, self.monitor, self.routes = app, limits, monitor, routes
-        self.door = door
+        self.full = full
         self.key = None if key is None else key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -107,24 +94,16 @@ class Guard:
             self._check(scope)
             # Whole before anything else is done for it: who sends slowly takes no room.
             if (body := await self._body(receive)) is not None:
-                await self._enter(scope, _after(body, receive), marked)
+                self._require_room(scope)  # there was, when it began
+                await self.app(scope, _after(body, receive), marked)
         except RefusedError as error:
             await _refuse(error, marked)
         finally:
             self.monitor.requests.labels(path, str(status or 499)).inc()
             self.monitor.seconds.labels(path).observe(time.monotonic() - started)
 
-    async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request in; one that costs a pass, where there is room by now."""
-        if scope["path"] != PREDICT:
-            await self.app(scope, receive, send)
-            return
-        self._require_room()
-        with self.door.enter() as scope["entered"]:
-            await self.app(scope, receive, send)
-
-    def _require_room(self) -> None:
-        if (retry := self.door.full()) is not None:
+    def _require_room(self, scope: Scope) -> None:
+        if scope["path"] == PREDICT and (retry := self.full()) is not None:
             raise RefusedError(429, "busy", BUSY, retry)
 
     def _check(self, scope: Scope) -> None:
@@ -139,8 +118,7 @@ class Guard:
                     401, "key", "The API key is missing or wrong: send Authorization: Bearer KEY."
                 )
         # Before a body is parsed: beyond capacity there would be time for refusals alone.
-        if scope["path"] == PREDICT:
-            self._require_room()
+        self._require_room(scope)
         length = headers.get(b"content-length", b"0")
         if not length.isdigit():
             raise RefusedError(400, "content_length", "Content-Length is not a number.")
