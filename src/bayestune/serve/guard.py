@@ -72,7 +72,7 @@ class Guard:
         full: Callable[[], float | None],
     ) -> None:
         self.app, self.limits, self.monitor, self.routes = app, limits, monitor, routes
-        self.full = full
+        self.full, self.held = full, 0
         self.key = None if key is None else key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,7 +81,15 @@ class Guard:
             await self.app(scope, receive, send)
             return
         path = scope["path"] if scope["path"] in self.routes else "other"
-        started, status = time.monotonic(), 0
+        started, status, held = time.monotonic(), 0, 0
+
+        def hold(count: int) -> None:
+            nonlocal held
+            held, self.held = held + count, self.held + count
+            if held > self.limits.body_bytes:
+                raise self._too_large()
+            if self.held > self.limits.held_bytes:
+                raise RefusedError(429, "busy", BUSY, 1.0)
 
         async def marked(message: MutableMapping[str, Any]) -> None:
             nonlocal status
@@ -93,12 +101,13 @@ class Guard:
         try:
             self._check(scope)
             # Whole before anything else is done for it: who sends slowly takes no room.
-            if (body := await self._body(receive)) is not None:
+            if (body := await self._body(receive, hold)) is not None:
                 self._require_room(scope)  # there was, when it began
                 await self.app(scope, _after(body, receive), marked)
         except RefusedError as error:
             await _refuse(error, marked)
         finally:
+            self.held -= held
             self.monitor.requests.labels(path, str(status or 499)).inc()
             self.monitor.seconds.labels(path).observe(time.monotonic() - started)
 
@@ -125,9 +134,9 @@ class Guard:
         if int(length) > self.limits.body_bytes:
             raise self._too_large()
 
-    async def _body(self, receive: Receive) -> bytes | None:
+    async def _body(self, receive: Receive, hold: Callable[[int], None]) -> bytes | None:
         """Return a body, counted while it arrives; None where its client has gone."""
-        parts, read, more = [], 0, True
+        parts, more = [], True
         try:
             async with asyncio.timeout(self.limits.body_seconds):
                 while more:
@@ -135,9 +144,8 @@ class Guard:
                     if message["type"] == "http.disconnect":
                         return None
                     parts.append(message.get("body", b""))
-                    read, more = read + len(parts[-1]), message.get("more_body", False)
-                    if read > self.limits.body_bytes:
-                        raise self._too_large()
+                    hold(len(parts[-1]))
+                    more = message.get("more_body", False)
         except TimeoutError:
             late = f"The body did not arrive in {self.limits.body_seconds:g} s."
             raise RefusedError(408, "slow", late) from None
