@@ -36,7 +36,8 @@ class Before:
         self.head.load_state_dict(self.values)
         for p in self.head.parameters():
             self.optimizer.state.pop(p, None)
-        self.optimizer.state.update(self.moments)
+        for p, moments in self.moments.items():
+            self.optimizer.state[p] = moments
         set_rng_state(self.device, self.random)
 
 
