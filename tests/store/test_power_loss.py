@@ -73,7 +73,7 @@ def test_predictions_and_adapters_have_their_content_before_their_names(tmp_path
     assert done == ["sync out.jsonl.partial", "out.jsonl.partial > out.jsonl", "sync ."]
     done.clear()
     write_lora(tmp_path, {}, {"x": torch.zeros(1)})
-    assert done[:3] == ["sync partial", "partial > adapter_model.safetensors", "sync ."]
+    assert done[:2] == ["sync partial", "partial > adapter_model.safetensors"]
 
 
 def test_what_cannot_be_synced_is_an_error_but_for_folders_that_know_no_such_thing(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bayestune.errors import ModelError, nearest
-from bayestune.files import sync
 from bayestune.peft.config import PolarConfig, stable
 from bayestune.peft.contextual import has_context
 from bayestune.peft.layer import PolarLinear
@@ -175,6 +175,6 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     else:
         tensors = {k: v.detach().cpu().contiguous().clone() for k, v in content.items()}
         save_file(tensors, partial, metadata={"format": "pt"})
-    sync(partial)
+    with partial.open("rb") as stream:  # or a loss of power may leave the name without it
+        os.fsync(stream.fileno())
     partial.replace(path)
-    sync(path.parent)
