@@ -40,7 +40,7 @@ WORDS = {
     "late": "requests given up by the server (503)",
     "asked_again": "requests asked again after a silent connection was closed",
     "aborted": "requests given up by their clients",
-    "slow_closed": "slow clients cut off",
+    "slow_closed": "slow clients cut off or refused",
     "connections": "connections opened at once, beside as many that send all the time",
     "drained": "requests answered after SIGTERM",
     "seconds": "seconds of load",

@@ -182,7 +182,7 @@ async def test_an_answer_that_nobody_takes_closes_the_connection() -> None:
     server = await loop.create_server(lambda: protocol(config, state, {}), "127.0.0.1", 0)
     for patience in (0.0, 1.5):
         with socket.create_connection(server.sockets[0].getsockname()) as client:
-            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             await asyncio.wait_for(sent.wait(), 10)
             await asyncio.sleep(patience)
             assert len(state.connections) == (0 if patience else 1)
