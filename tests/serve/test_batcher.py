@@ -145,7 +145,7 @@ async def test_runs_do_not_share_and_none_starves(start) -> None:
     assert passes.seen == [("a", [1]), ("a", [2, 4]), ("b", [3])]
 
 
-async def test_a_short_pass_runs_in_the_place_of_the_event_loop(start) -> None:
+async def test_a_short_pass_runs_in_the_place_of_the_event_loop(start, monkeypatch) -> None:
     class Threads(Passes):
         def __call__(self, run: str, rows: Any) -> Any:
             self.waits.append(threading.current_thread() is threading.main_thread())
@@ -154,13 +154,14 @@ async def test_a_short_pass_runs_in_the_place_of_the_event_loop(start) -> None:
         def passed(self, *_: Any) -> None:
             pass
 
+    monkeypatch.setattr("bayestune.serve.batcher._SHORT", 1.0)
     passes = Threads()
     batcher = start(passes, wait=0, batch_rows=4)
     for seconds, length in ((0.01, 5), (0.01, 5), (0.01, 5), (0.01, 500)):
         passes.seconds, one = seconds, row(length)
         batcher.put("a", [one])
         await one.answer
-    # Before the first one nothing is known; after the third, 500 tokens may well take a second.
+    # Before the first one nothing is known; after the third, 500 tokens may well take 1 s.
     assert passes.waits == [False, True, True, False]
 
 
