@@ -30,6 +30,29 @@ MOST_ROWS, TEXTS = 8, 400
 WITHIN = 1e-5
 #: By which resident memory may have grown, in MB, after any number of requests.
 GROWTH = 64
+#: What the page calls the counts, in its order.
+WORDS = {
+    "wrong": "wrong answers",
+    "lost": "accepted requests that were lost",
+    "requests": "requests waited for",
+    "accepted": "requests answered",
+    "refused": "requests refused (429)",
+    "late": "requests given up by the server (503)",
+    "asked_again": "requests asked again after a silent connection was closed",
+    "aborted": "requests given up by their clients",
+    "slow_closed": "slow clients cut off or refused",
+    "connections": "connections opened at once, beside as many that send all the time",
+    "drained": "requests answered after SIGTERM",
+    "seconds": "seconds of load",
+    "capacity": "rows answered per second by 32 clients, before",
+    "offered_rate": "rows offered per second",
+    "rate": "rows answered per second",
+    "p50": "p50 of an answer, ms",
+    "p99": "p99 of an answer, ms",
+    "before": "resident memory before, MB",
+    "after": "resident memory after, MB",
+    "drain": "seconds from SIGTERM to the end",
+}
 
 
 @dataclass
@@ -94,10 +117,11 @@ async def exchange(port: int, texts: list[str], tally: Tally, stream: Any = None
 
 
 async def closed_loop(port: int, texts: list[str], tally: Tally, until: float) -> None:
-    """Ask for one text after the other on one connection."""
+    """Ask on one connection, as soon as the answer before is there."""
     stream = None
     while time.monotonic() < until:
-        stream = await exchange(port, [random.choice(texts)], tally, stream)
+        asked = random.choices(texts, k=random.randint(1, MOST_ROWS))
+        stream = await exchange(port, asked, tally, stream)
     await close(stream)
 
 
@@ -238,23 +262,14 @@ async def _load(
     after = server.resident()
     if after > before + GROWTH:
         tally.problem("wrong", f"{after - before:.0f} MB more than before")
-    rates = {
-        "offered_rows_s": tally.counts["offered"] / spent,
-        "rows_s": tally.counts["rows"] / spent,
-    }
+    rate, offered = tally.counts["rows"] / spent, tally.counts["offered"] / spent
     drained = await drain(server, texts, tally)
     late = sorted(tally.seconds)
-    times = {f"p{q}_ms": 1000 * late[int(q / 100 * (len(late) - 1))] for q in (50, 99)}
-    result: dict[str, int | float | str] = {"wrong": 0, "lost": 0, **measured_as(tally)}
-    result |= {"capacity_rows_s": capacity, **rates, **times, "seconds": spent}
-    result |= {"resident_before_mb": before, "resident_after_mb": after, "drain_s": drained}
-    result = {k: round(v, 2) if isinstance(v, float) else v for k, v in result.items()}
-    failed = tally.counts.get("wrong", 0) + tally.counts.get("lost", 0)
-    failed += measured.counts.get("wrong", 0) + measured.counts.get("lost", 0)
+    found: dict[str, int | float] = {"wrong": 0, "lost": 0, **tally.counts}
+    found |= {f"p{q}": round(1000 * late[int(q / 100 * (len(late) - 1))]) for q in (50, 99)}
+    found |= {"capacity": round(capacity), "rate": round(rate), "offered_rate": round(offered)}
+    found |= {"before": round(before), "after": round(after), "seconds": round(spent)}
+    found |= {"drain": round(drained, 1)}
+    counts = {words: found[name] for name, words in WORDS.items() if name in found}
     problems = (*tally.problems, *measured.problems)
-    return result | {"failed": failed} | {f"failure_{i}": p for i, p in enumerate(problems)}
-
-
-def measured_as(tally: Tally) -> dict[str, int]:
-    """Return the counts by name, in a fixed order."""
-    return dict(sorted(tally.counts.items()))
+    return counts | ({"failed": "; ".join(problems)} if problems else {})

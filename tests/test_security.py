@@ -56,6 +56,12 @@ def offences(tree: ast.AST) -> Iterator[tuple[int, str]]:
             yield node.lineno, called
         if called in ("np.load", "numpy.load"):
             yield node.lineno, called
+        if called.endswith(".from_pretrained") and called.lower().startswith("auto"):
+            given = {keyword.arg for keyword in node.keywords}
+            # A mapping of options may say it, too.
+            named = None in given and "'trust_remote_code': False" in ast.unparse(tree)
+            if "trust_remote_code" not in given and not named:
+                yield node.lineno, f"{called} without trust_remote_code"
         for keyword in node.keywords:
             if keyword.arg in SAFE and ast.unparse(keyword.value) != str(SAFE[keyword.arg]):
                 yield node.lineno, f"{keyword.arg}={ast.unparse(keyword.value)}"
@@ -80,6 +86,8 @@ def test_nothing_in_the_sources_unpickles_or_runs_anything() -> None:
         "np.load(f, allow_pickle=True)",
         "AutoModel.from_pretrained(x, trust_remote_code=True)",
         "AutoModel.from_pretrained(x, trust_remote_code=trust)",
+        "AutoModel.from_pretrained(x)",
+        "auto.from_pretrained(x, **options)",
         "run(x, shell=True)",
         "os.system('ls')",
         "yaml.load(f)",

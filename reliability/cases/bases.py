@@ -63,7 +63,7 @@ _KINDS = ("bert", "gpt2", "t5", "llava", "mamba", "x", "../x", "", "qwen2", "dis
 class Bases:
     """Copies of a backbone, each with one thing wrong, under a run trained on the whole."""
 
-    name = "bases"
+    name, title = "bases", "backbones"
 
     def __init__(self, folder: Path, world: World) -> None:
         self.world, self.copy, self.folder = world, folder / "base", folder

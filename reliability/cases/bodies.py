@@ -44,7 +44,7 @@ _LENGTHS = ("-1", "1e3", "99999999999999999999", "0x10", "", " 7", "٣")
 class Bodies:
     """A server of the run, with a key, in this process."""
 
-    name = "bodies"
+    name, title = "bodies", "HTTP requests"
 
     def __init__(self, folder: Path, world: World) -> None:
         self.world, self.place = world, str(world.folder)

@@ -40,7 +40,7 @@ _NAMES = (
 class Folders:
     """Copies of a calibrated and measured run, each with one thing wrong."""
 
-    name = "folders"
+    name, title = "folders", "run folders"
 
     def __init__(self, folder: Path, world: World) -> None:
         self.world, self.model = world, folder / "run" / "model"

@@ -33,8 +33,9 @@ def must(holds: object, problem: str) -> None:
 class Family(Protocol):
     """A kind of input; made once, in a place of its own, with the world that all families share."""
 
-    #: In counts, and in the seeds by which a case is found again.
+    #: In the seeds by which a case is found again, and in counts.
     name: str
+    title: str
 
     def case(self, rng: random.Random) -> bool:
         """Try one input; return whether it was accepted, raise WrongError for a broken promise.

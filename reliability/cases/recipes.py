@@ -56,7 +56,7 @@ def checked(recipe: Any) -> None:
 class Yaml:
     """Recipe files."""
 
-    name = "yaml"
+    name, title = "yaml", "recipes"
 
     def __init__(self, folder: Path, world: World) -> None:
         self.folder, self.file = folder, folder / "recipe.yaml"
@@ -82,7 +82,7 @@ class Yaml:
 class Overrides:
     """``key=value`` pairs."""
 
-    name = "overrides"
+    name, title = "overrides", "KEY=VALUE changes"
 
     def __init__(self, folder: Path, world: World) -> None:
         self.keys = [*keys(), "rank", "lr", "r", "base", "weights.samples", "nothing", "", "train"]

@@ -57,7 +57,7 @@ def same_rows(task: Task, expected: list[dict[str, Any]]) -> None:
 class Jsonl:
     """Files of JSON lines."""
 
-    name = "jsonl"
+    name, title = "jsonl", "JSON lines"
 
     def __init__(self, folder: Path, world: World) -> None:
         self.file = folder / "rows.jsonl"
@@ -81,7 +81,7 @@ class Jsonl:
 class Csv:
     """CSV files."""
 
-    name = "csv"
+    name, title = "csv", "CSV files"
 
     def __init__(self, folder: Path, world: World) -> None:
         self.file = folder / "rows.csv"

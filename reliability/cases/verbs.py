@@ -20,7 +20,7 @@ _BEFORE = "what was there before\n"
 class Verbs:
     """Predict, evaluate, calibrate, update and train, in this process."""
 
-    name = "verbs"
+    name, title = "verbs", "whole commands"
 
     def __init__(self, folder: Path, world: World) -> None:
         self.world, self.rows, self.out = world, folder / "rows.jsonl", folder / "out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -27,13 +28,29 @@ _LEFT = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}\.(?P<kind>new|old|gone)")
 def _writing(path: Path, *others: type[Exception]) -> Iterator[None]:
     """Make the folder around ``path``; what the system then refuses becomes a StoreError."""
     try:
+        made = [folder for folder in path.absolute().parents if not folder.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
+        for folder in made:
+            sync(folder.parent)
         yield
     except StoreError:
         raise
     except (OSError, *others) as error:
         reason = getattr(error, "strerror", None) or error
         raise StoreError(f"{path} could not be written: {reason}.") from error
+
+
+def sync(path: Path) -> None:
+    """Return when a file's content, or the names in a folder, would survive a loss of power."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # So file systems say that they know no such thing for folders.
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
+            raise
+    finally:
+        os.close(handle)
 
 
 @contextmanager
@@ -66,6 +83,7 @@ def new_file(path: Path) -> Iterator[TextIO]:
                 os.fsync(stream.fileno())
             staging.chmod(0o644)  # temporary files are private, results are not
             staging.replace(path)
+            sync(path.parent)
         finally:
             staging.unlink(missing_ok=True)
 
@@ -115,11 +133,9 @@ def new_folder(path: Path) -> Iterator[Path]:
         staging = Path(tempfile.mkdtemp(".new", f".{path.name}.", path.parent))
         try:
             yield staging
-            for file in staging.rglob("*"):
-                if file.is_file():
-                    with file.open("rb") as stream:
-                        os.fsync(stream.fileno())
             staging.chmod(0o755)
+            for part in (*staging.rglob("*"), staging):
+                sync(part)
             _swap(staging, path)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -159,6 +175,7 @@ def discard(path: Path) -> None:
     with _writing(path):
         gone = path.with_name(f".{path.name}.{secrets.token_hex(4)}.gone")
         path.replace(gone)
+        sync(path.parent)
     shutil.rmtree(gone, ignore_errors=True)
 
 
@@ -173,6 +190,7 @@ def _swap(staging: Path, path: Path) -> None:
         if had:
             old.replace(path)
         raise
+    sync(path.parent)  # before the old one goes
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -144,6 +145,26 @@ async def test_runs_do_not_share_and_none_starves(start) -> None:
     assert passes.seen == [("a", [1]), ("a", [2, 4]), ("b", [3])]
 
 
+async def test_a_short_pass_runs_in_the_place_of_the_event_loop(start, monkeypatch) -> None:
+    class Threads(Passes):
+        def __call__(self, run: str, rows: Any) -> Any:
+            self.waits.append(threading.current_thread() is threading.main_thread())
+            return super().__call__(run, rows)
+
+        def passed(self, *_: Any) -> None:
+            pass
+
+    monkeypatch.setattr("bayestune.serve.batcher._SHORT", 1.0)
+    passes = Threads()
+    batcher = start(passes, wait=0, batch_rows=4)
+    for seconds, length in ((0.01, 5), (0.01, 5), (0.01, 5), (0.01, 500)):
+        passes.seconds, one = seconds, row(length)
+        batcher.put("a", [one])
+        await one.answer
+    # Before the first one nothing is known; after the third, 500 tokens may well take 1 s.
+    assert passes.waits == [False, True, True, False]
+
+
 async def test_one_row_fails_for_itself(start) -> None:
     batcher = start(Passes())
     rows = [row(n) for n in (12, 13, 14)]
@@ -177,16 +198,48 @@ async def test_more_rows_than_may_wait_are_refused_and_given_up_ones_make_room(s
     batcher.put("a", [first])
     await asyncio.sleep(0.05)
     rows = [row(2) for _ in range(4)]
-    batcher.put("a", rows)
-    assert batcher.queued == 4
-    with pytest.raises(FullError) as refused:
-        batcher.put("a", [row(2)])
-    assert refused.value.retry >= 1
-    for one in rows[:2]:
-        one.answer.cancel()
+    with batcher.reserve(3):  # those of another request are being read
+        batcher.put("a", rows[:1])
+        assert batcher.queued == 4
+        with pytest.raises(FullError) as refused, batcher.reserve(1):
+            pass
+        batcher.put("a", rows[1:])
+    assert batcher.queued == 4 and batcher.full() == refused.value.retry >= 1
+    batcher.drop("a", rows[:2])
+    assert batcher.queued == 2 and batcher.full() is None
+    for _ in range(
+        100
+    ):  # requests like these would find no room: so much is known before they are read
+        with suppress(FullError), batcher.reserve(3):
+            pass
+    assert batcher.full() is not None
     passes.go.set()
     await asyncio.gather(*(r.answer for r in rows[2:]))
     assert passes.seen == [("a", [1]), ("a", [2, 2])]  # the two that nobody waits for took no place
+
+
+async def test_rows_that_would_be_answered_too_late_are_refused_at_once(start) -> None:
+    passes = Passes(seconds=0.1)
+    batcher = start(passes, wait=0, batch_rows=2, answer_seconds=2)
+    rows = [row(2) for _ in range(7)]
+    batcher.put("a", rows[:1])
+    await rows[0].answer
+    with batcher.reserve(200):  # ten rows a second, but a pass by itself tells nothing
+        pass
+    batcher.put("a", rows[1:])
+    await asyncio.gather(*(r.answer for r in rows))
+    passes.go.clear()
+    with batcher.reserve(200):  # where nobody waits before it, any request is tried
+        pass
+    held = [row(2) for _ in range(12)]
+    batcher.put("a", held)
+    await asyncio.sleep(0.05)
+    assert batcher.full() is None and batcher.queued == 10
+    with pytest.raises(FullError) as refused, batcher.reserve(100):
+        pass  # of 20 rows a second at most 40 are answered in 2 s
+    assert refused.value.retry == 1.0
+    passes.go.set()
+    await asyncio.gather(*(r.answer for r in held))
 
 
 async def test_stop_cancels_what_waits() -> None:

@@ -400,3 +400,26 @@ async def test_a_body_without_a_length_is_counted_as_it_comes(served, serving) -
         except httpx.ReadError:
             pytest.fail("the connection was cut without an answer")
     assert found.status_code == 413
+
+
+async def test_bodies_of_all_requests_together_are_bounded(served, serving) -> None:
+    go = asyncio.Event()
+
+    async def slow():
+        yield b'{"inputs": "a"' + b" " * 3000
+        await go.wait()
+        yield b"}"
+
+    async with serving(served, body_bytes=5000, held_bytes=7000) as client:
+        headers = {"content-type": "application/json"}
+        first, second = (
+            asyncio.create_task(client.post("/v1/predict", content=slow(), headers=headers))
+            for _ in range(2)
+        )
+        await until(lambda: client._transport.app.held > 6000)
+        third = await client.post("/v1/predict", content=b" " * 3000, headers=headers)
+        go.set()
+        statuses = [(await one).status_code for one in (first, second)]
+        assert client._transport.app.held == 0
+    assert statuses == [200, 200] and third.status_code == 429
+    assert third.headers["retry-after"] == "1"

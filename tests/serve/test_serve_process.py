@@ -23,7 +23,7 @@ from toy_tasks import topic_rows
 from uvicorn.server import ServerState
 
 from bayestune.serve import listen
-from bayestune.serve.server import heads_within
+from bayestune.serve.server import patient
 
 
 @contextmanager
@@ -152,7 +152,7 @@ async def conversation(protocol: type, *parts: tuple[float, bytes]) -> bytes:
 
 @pytest.mark.anyio
 async def test_heads_that_do_not_come_close_the_connection() -> None:
-    protocol = heads_within(0.3)
+    protocol = patient(0.3, 30)
     head = b"GET / HTTP/1.1\r\nHost: x\r\n"
     assert await conversation(protocol) == b""
     dripping = [(0.12, bytes([letter])) for letter in head[:8]]
@@ -162,3 +162,39 @@ async def test_heads_that_do_not_come_close_the_connection() -> None:
     body = b"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 2\r\n\r\n"
     said = await conversation(protocol, (0, body), (0.5, b"a"), (0.1, b"b"))
     assert said.count(b"200 OK") == 1, "a body is not a head"
+
+
+@pytest.mark.anyio
+async def test_an_answer_that_nobody_takes_closes_the_connection() -> None:
+    sent, large = asyncio.Event(), b"x" * 2**25
+
+    async def app(scope, receive, send) -> None:
+        headers = [(b"content-length", str(len(large)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": large})
+        sent.set()
+
+    protocol = patient(0.2, 0.5)
+    config = uvicorn.Config(app, http=protocol, log_level="critical", lifespan="off", ws="none")
+    config.load()
+    state = ServerState()
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: protocol(config, state, {}), "127.0.0.1", 0)
+    for patience in (0.0, 1.5):
+        with socket.create_connection(server.sockets[0].getsockname()) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            await asyncio.wait_for(sent.wait(), 10)
+            await asyncio.sleep(patience)
+            assert len(state.connections) == (0 if patience else 1)
+            if not patience:  # who takes it in time has all of it
+                assert await asyncio.to_thread(whole, client) > len(large)
+        sent.clear()
+    server.close()
+
+
+def whole(client: socket.socket) -> int:
+    """Read until the connection is closed; return how many bytes came."""
+    read = 0
+    while part := client.recv(2**20):
+        read += len(part)
+    return read

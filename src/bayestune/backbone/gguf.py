@@ -81,7 +81,8 @@ def convert(file: Path, folder: Path) -> None:
             'GGUF files need the package gguf; install it with: pip install "bayestune[gguf]"'
         ) from None
     logger.info("converting %s once; the result is kept in %s", file.name, folder)
-    place = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    place: dict[str, Any] = {"pretrained_model_name_or_path": str(file.parent)}
+    place |= {"gguf_file": file.name, "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(**place)
         load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from bayestune.cli.console import log
 from bayestune.errors import StoreError
-from bayestune.files import read_json, write_json
+from bayestune.files import read_json, sync, write_json
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,9 @@ def growing_file(
                 write_json(notes, {"of": key, **asdict(Reached(read, good, bad, size))})
 
             yield stream, reached, keep
+        sync(part)
         part.replace(path)
+        sync(path.parent)
         notes.unlink(missing_ok=True)
     except StoreError:
         raise

@@ -54,7 +54,7 @@ def reload(model: BayesModel, folder: Path) -> Any:
     """Return what transformers makes of a folder: the bare transformer; llama.cpp is not run."""
     from transformers import AutoModel
 
-    return AutoModel.from_pretrained(folder)
+    return AutoModel.from_pretrained(folder, trust_remote_code=False, use_safetensors=True)
 
 
 def usage(model: BayesModel, places: list[str]) -> str:

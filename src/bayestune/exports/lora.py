@@ -36,6 +36,7 @@ def reload(model: BayesModel, folder: Path) -> Any:
     from transformers import AutoModel, AutoModelForSequenceClassification
 
     options: dict[str, Any] = {"revision": model.source.revision, "dtype": model.backbone.dtype}
+    options |= {"trust_remote_code": False, "use_safetensors": True}
     if is_classifier(model):
         auto = AutoModelForSequenceClassification
         options |= {"num_labels": model.task.outputs}

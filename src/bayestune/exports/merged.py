@@ -54,7 +54,7 @@ def reload(model: BayesModel, folder: Path) -> Any:
     from transformers import AutoModel, AutoModelForSequenceClassification
 
     auto = AutoModelForSequenceClassification if is_classifier(model) else AutoModel
-    return auto.from_pretrained(folder)
+    return auto.from_pretrained(folder, trust_remote_code=False, use_safetensors=True)
 
 
 def usage(model: BayesModel, places: list[str]) -> str:

@@ -62,7 +62,11 @@ def reload(model: BayesModel, folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     base = AutoModelForCausalLM.from_pretrained(
-        model.source.path, revision=model.source.revision, dtype=model.backbone.dtype
+        model.source.path,
+        revision=model.source.revision,
+        dtype=model.backbone.dtype,
+        trust_remote_code=False,
+        use_safetensors=True,
     )
     return PeftModel.from_pretrained(base, str(folder / "embed")).get_base_model().base_model
 

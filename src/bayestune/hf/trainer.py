@@ -12,6 +12,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from bayestune.config import PredictConfig
+from bayestune.errors import NumericsError
 from bayestune.finalize import Features
 from bayestune.head import GaussianHead, LinearHead
 from bayestune.head.precision import wide_device
@@ -19,6 +20,7 @@ from bayestune.hf import checks
 from bayestune.hf.batches import BatchReader, Step, some_rows
 from bayestune.hf.card import add_uncertainty
 from bayestune.hf.metrics import compute_metrics
+from bayestune.hf.nonfinite import Before, is_finite, require_finite
 from bayestune.hf.pooled import head_of
 from bayestune.hf.posterior import PosteriorStep, terms_for_adapter
 from bayestune.methods.parts import predict
@@ -42,6 +44,10 @@ class BayesTrainerMixin(_Base):
     The mean runs over all rows of a step: those of every micro-batch and every process. With
     gradient accumulation the posterior has to move before the first micro-batch is backpropagated,
     so the others are read once more, without gradients; ``schedule="joint"`` reads each once.
+
+    A loss, gradient or feature that is NaN or infinite stops the training, with model, optimiser
+    and generators as they were before that step; a checkpoint of them is saved unless
+    ``save_strategy="no"`` or several processes train together.
 
     Evaluation and prediction give log posterior predictive probabilities as ``logits``, and report
     NLL, ECE, Brier score, accuracy and mean epistemic uncertainty in nats.
@@ -91,6 +97,7 @@ class BayesTrainerMixin(_Base):
         self._posterior: PosteriorStep | None = None
         self._step: Step | None = None
         self._open: Step | None = None
+        self._before: Before | None = None
         self._epistemic: list[Tensor] = []
 
     @property
@@ -122,27 +129,38 @@ class BayesTrainerMixin(_Base):
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
         """Return the micro-batches of the next step, and count their rows."""
+        before = self._now()
         batches, items = super().get_batch_samples(*args, **kwargs)
-        self._step = self._begin(batches)
+        self._step, self._before = self._begin(batches), before
         return batches, items
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
-        """Backpropagate one micro-batch; the posterior moves before the first or with the last."""
+        """Backpropagate one micro-batch; the posterior moves before the first or with the last.
+
+        Raises:
+            NumericsError: a loss, gradient or feature is not finite.
+        """
         step = self._step
         if step is None or step.complete:  # called by itself, a batch is a step
-            step = self._step = self._begin([inputs])
+            step, self._before = self._begin([inputs]), self._now()
+            self._step = step
         # Older releases do not ask whether the loss is scaled already, and divide it by this.
         self.current_gradient_accumulation_steps = 1
         step.seen += 1
         self._open = step
         try:
             loss = super().training_step(model, inputs, num_items_in_batch)
+            # A scaler of float16 leaves such steps out itself, and tries smaller ones.
+            if step.complete and self.accelerator.scaler is None:
+                require_finite(loss, self.model)
+            if self.schedule == "joint" and step.complete:
+                self._move(step.kept, step)
+        except NumericsError as error:
+            raise NumericsError(f"{error} {self._stop()}") from error
         finally:
             self._open = None
-        if self.schedule == "joint" and step.complete:
-            self._move(step.kept, step)
         return loss
 
     def compute_loss(
@@ -246,6 +264,27 @@ class BayesTrainerMixin(_Base):
     def _begin(self, batches: Sequence[Any]) -> Step:
         count = torch.tensor(float(self._batches.count(batches)), device=self.args.device)
         return Step(batches, float(self.accelerator.reduce(count, "mean")))  # pyright: ignore
+
+    def _now(self) -> Before | None:
+        if self._posterior is None:  # there is no optimiser yet
+            return None
+        return Before(self.head, self._posterior.optimizer, self.args.device)
+
+    def _stop(self) -> str:
+        """Return to the state before the step, and keep it; return where it is, in words."""
+        if self._before is not None:
+            self._before.restore()
+        self.model.zero_grad()
+        step = self.state.global_step
+        said = f"It was in step {step + 1}; the model is as it was before it"
+        # Others may be within their step, and wait for ever for one that is saving.
+        alone = self.args.world_size == 1 and self.args.save_strategy != "no"
+        if not (step and alone and is_finite(self.model)):
+            return f"{said}."
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{step}"
+        if not folder.exists():
+            self._save_checkpoint(self.model, trial=None)
+        return f"{said}, and so is {folder}: resume_from_checkpoint goes on from there."
 
     def _move(self, batches: Sequence[Features], step: Step) -> None:
         assert self._posterior is not None, "there is no optimiser yet"

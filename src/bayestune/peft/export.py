@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -174,4 +175,6 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     else:
         tensors = {k: v.detach().cpu().contiguous().clone() for k, v in content.items()}
         save_file(tensors, partial, metadata={"format": "pt"})
+    with partial.open("rb") as stream:  # or a loss of power may leave the name without it
+        os.fsync(stream.fileno())
     partial.replace(path)

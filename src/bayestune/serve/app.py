@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.resources
+import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -64,7 +65,7 @@ class ProblemError(Exception):
 
     def response(self) -> JSONResponse:
         """Return it as an answer."""
-        headers = {} if self.retry is None else {"Retry-After": str(max(1, round(self.retry)))}
+        headers = {} if self.retry is None else {"Retry-After": str(math.ceil(self.retry))}
         error = {"code": self.code, "message": str(self), "field": self.field}
         return JSONResponse({"error": error}, self.status, headers)
 
@@ -108,9 +109,10 @@ class Service:
         run = self.run(asked.model, "model")
         inputs = [asked.inputs] if isinstance(asked.inputs, str) else asked.inputs
         self._check(asked, run, inputs)
-        rows = await self._read(asked, run, inputs)
-        self.batcher.put(run.name, rows)
-        answers = await self._wait(rows, request)
+        with self.batcher.reserve(len(inputs)):
+            rows = await self._read(asked, run, inputs)
+            self.batcher.put(run.name, rows)
+        answers = await self._wait(run.name, rows, request)
         self.monitor.answered(run.name, answers)
         return {"model": run.name, "version": run.version, "predictions": answers}
 
@@ -133,7 +135,6 @@ class Service:
                 "bayestune calibrate with --max-risk.",
                 "max_risk",
             )
-        self.batcher.require_room(len(inputs))  # before any work is done for it
 
     async def _read(self, asked: PredictRequest, run: Served, inputs: Sequence[Any]) -> list[Row]:
         """Read and encode the rows beside the event loop, one request after the other."""
@@ -146,7 +147,7 @@ class Service:
         except RowError as error:
             raise ProblemError(422, "row", f"{error}", f"inputs.{error.position}") from error
 
-    async def _wait(self, rows: Sequence[Row], request: Request) -> list[dict[str, Any]]:
+    async def _wait(self, run: str, rows: Sequence[Row], request: Request) -> list[dict[str, Any]]:
         """Wait for all answers, or until the client has gone or has waited long enough."""
         answers = asyncio.gather(*(row.answer for row in rows), return_exceptions=True)
         gone = asyncio.ensure_future(_gone(request))
@@ -165,8 +166,7 @@ class Service:
             )
         finally:
             gone.cancel()
-            for row in rows:  # those that nobody waits for any more take no place in a pass
-                row.answer.cancel()
+            self.batcher.drop(run, rows)
 
 
 def _fine(i: int, found: dict[str, Any] | BaseException) -> dict[str, Any]:
@@ -227,8 +227,7 @@ def make_app(runs: Runs, limits: Limits | None = None, key: str | None = None) -
     @app.get("/readyz")
     async def ready() -> JSONResponse:
         """Say whether requests are taken."""
-        room = service.batcher.queued < limits.queue_rows
-        fine = service.ready and room
+        fine = service.ready and service.batcher.full() is None
         status = "ready" if fine else "full" if service.ready else "stopping"
         return JSONResponse({"status": status}, 200 if fine else 503)
 

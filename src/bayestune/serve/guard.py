@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import math
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -58,7 +59,7 @@ class Guard:
         key: that requests must bring; None for none.
         monitor: counts requests.
         routes: paths that are counted by their names; others are one.
-        full: seconds after which there may be room for a row; None where there is.
+        full: seconds after which there may be room for a request; None where there is.
     """
 
     def __init__(
@@ -68,10 +69,10 @@ class Guard:
         key: str | None,
         monitor: Monitor,
         routes: frozenset[str],
-        full: Callable[[], float | None] = lambda: None,
+        full: Callable[[], float | None],
     ) -> None:
         self.app, self.limits, self.monitor, self.routes = app, limits, monitor, routes
-        self.full = full
+        self.full, self.held = full, 0
         self.key = None if key is None else key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -80,8 +81,15 @@ class Guard:
             await self.app(scope, receive, send)
             return
         path = scope["path"] if scope["path"] in self.routes else "other"
-        started, status = time.monotonic(), 0
-        refused: list[RefusedError] = []  # while the body was read; the app takes it for bad JSON
+        started, status, held = time.monotonic(), 0, 0
+
+        def hold(count: int) -> None:
+            nonlocal held
+            held, self.held = held + count, self.held + count
+            if held > self.limits.body_bytes:
+                raise self._too_large()
+            if self.held > self.limits.held_bytes:
+                raise RefusedError(429, "busy", BUSY, 1.0)
 
         async def marked(message: MutableMapping[str, Any]) -> None:
             nonlocal status
@@ -90,20 +98,22 @@ class Guard:
                 message["headers"] = [*message.get("headers", ()), *HEADERS]
             await send(message)
 
-        async def unless_refused(message: MutableMapping[str, Any]) -> None:
-            if not refused:
-                await marked(message)
-
         try:
             self._check(scope)
-            await self.app(scope, self._limited(receive, refused), unless_refused)
+            # Whole before anything else is done for it: who sends slowly takes no room.
+            if (body := await self._body(receive, hold)) is not None:
+                self._require_room(scope)  # there was, when it began
+                await self.app(scope, _after(body, receive), marked)
         except RefusedError as error:
-            refused.append(error)
+            await _refuse(error, marked)
         finally:
-            if refused and not status:
-                await _refuse(refused[0], marked)
+            self.held -= held
             self.monitor.requests.labels(path, str(status or 499)).inc()
             self.monitor.seconds.labels(path).observe(time.monotonic() - started)
+
+    def _require_room(self, scope: Scope) -> None:
+        if scope["path"] == PREDICT and (retry := self.full()) is not None:
+            raise RefusedError(429, "busy", BUSY, retry)
 
     def _check(self, scope: Scope) -> None:
         headers = dict(scope["headers"])
@@ -117,42 +127,46 @@ class Guard:
                     401, "key", "The API key is missing or wrong: send Authorization: Bearer KEY."
                 )
         # Before a body is parsed: beyond capacity there would be time for refusals alone.
-        if scope["path"] == PREDICT and (retry := self.full()) is not None:
-            raise RefusedError(429, "busy", BUSY, retry)
+        self._require_room(scope)
         length = headers.get(b"content-length", b"0")
         if not length.isdigit():
             raise RefusedError(400, "content_length", "Content-Length is not a number.")
         if int(length) > self.limits.body_bytes:
             raise self._too_large()
 
-    def _limited(self, receive: Receive, refused: list[RefusedError]) -> Receive:
-        """Count a body while it arrives, and stop waiting for it in time."""
-        read, whole = 0, False
-        until = time.monotonic() + self.limits.body_seconds
-
-        async def limited() -> MutableMapping[str, Any]:
-            nonlocal read, whole
-            if whole:  # what comes now is that the client has gone
-                return await receive()
-            try:
-                message = await asyncio.wait_for(receive(), max(0.0, until - time.monotonic()))
-            except TimeoutError:
-                late = f"The body did not arrive in {self.limits.body_seconds:g} s."
-                refused.append(RefusedError(408, "slow", late))
-                raise refused[0] from None
-            read += len(message.get("body", b""))
-            whole = not message.get("more_body", False)
-            if read > self.limits.body_bytes:
-                refused.append(self._too_large())
-                raise refused[0]
-            return message
-
-        return limited
+    async def _body(self, receive: Receive, hold: Callable[[int], None]) -> bytes | None:
+        """Return a body, counted while it arrives; None where its client has gone."""
+        parts, more = [], True
+        try:
+            async with asyncio.timeout(self.limits.body_seconds):
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    parts.append(message.get("body", b""))
+                    hold(len(parts[-1]))
+                    more = message.get("more_body", False)
+        except TimeoutError:
+            late = f"The body did not arrive in {self.limits.body_seconds:g} s."
+            raise RefusedError(408, "slow", late) from None
+        return b"".join(parts)
 
     def _too_large(self) -> RefusedError:
         return RefusedError(
             413, "too_large", f"The body has more than {self.limits.body_bytes} bytes: send less."
         )
+
+
+def _after(body: bytes, receive: Receive) -> Receive:
+    """Return what receives a body that has come, and then that the client has gone."""
+    left = [body]
+
+    async def received() -> MutableMapping[str, Any]:
+        if left:
+            return {"type": "http.request", "body": left.pop(), "more_body": False}
+        return await receive()
+
+    return received
 
 
 async def _refuse(error: RefusedError, send: Send) -> None:
@@ -161,7 +175,7 @@ async def _refuse(error: RefusedError, send: Send) -> None:
     if error.retry is None:
         headers.append((b"connection", b"close"))
     else:  # who is to come again may do so on the same connection
-        headers.append((b"retry-after", str(max(1, round(error.retry))).encode()))
+        headers.append((b"retry-after", str(math.ceil(error.retry)).encode()))
     headers.append((b"content-length", str(len(body)).encode()))
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))

@@ -19,9 +19,10 @@ class Limits:
         request_rows: rows of one request.
         row_chars: characters of one row.
         body_bytes: bytes of one request.
+        held_bytes: bytes of all requests that are read or answered at a time; more get 429.
         head_seconds: for which a connection may be silent before its request, or the head of that
             take to arrive.
-        body_seconds: for which a body may take to arrive.
+        body_seconds: for which a body may take to arrive, and its answer to be taken.
         answer_seconds: for which an answer may take.
         drain_seconds: for which answers may take once the server is told to stop.
     """
@@ -33,6 +34,7 @@ class Limits:
     request_rows: int = 256
     row_chars: int = 100_000
     body_bytes: int = 8 * 2**20
+    held_bytes: int = 256 * 2**20
     head_seconds: float = 10.0
     body_seconds: float = 30.0
     answer_seconds: float = 60.0

@@ -54,11 +54,15 @@ class Served:
 
     def rows(self, inputs: Sequence[Any], longest: int, asked: Asked, clock: Any) -> list[Row]:
         """Read and encode the rows of a request; see `read_inputs`."""
-        loop, task = clock, read_inputs(self.model.task, inputs, longest)
-        now = loop.time()
+        loop, now = clock, clock.time()
+        task = read_inputs(self.model.task, inputs, longest)
+        whole = self.model.tokenize(task)
+        single = map(self.model.tokenize, (task.select([i]) for i in range(len(task.examples))))
+        # Which ones of several were cut is not known.
+        parts = single if whole.truncated else (whole.select([i]) for i in range(len(whole.ids)))
         return [
-            Row(one, self.model.tokenize(task.select([i])), asked, now, loop.create_future())
-            for i, one in enumerate(task)
+            Row(one, encoded, asked, now, loop.create_future())
+            for one, encoded in zip(task, parts, strict=True)
         ]
 
 

@@ -69,10 +69,11 @@ def serve(
     app = make_app(runs, limits, key)
     config = uvicorn.Config(
         app,  # pyright: ignore[reportArgumentType]
-        http=heads_within(limits.head_seconds),
+        http=patient(limits.head_seconds, limits.body_seconds),
         log_level="error",
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # nobody asks who the client is
         timeout_graceful_shutdown=round(limits.drain_seconds),
         timeout_keep_alive=round(limits.head_seconds),
         lifespan="on",
@@ -81,35 +82,50 @@ def serve(
     _Server(config, lambda: loaded(runs)).run(sockets=[sock])
 
 
-def heads_within(seconds: float) -> type[H11Protocol]:
-    """Return HTTP/1.1 whose connections are closed where the head of a request does not come.
+def patient(head: float, answer: float) -> type[H11Protocol]:
+    """Return HTTP/1.1 that waits for its clients, but not for ever, as uvicorn does.
 
-    uvicorn waits for ever for the first one: a few thousand silent connections would be all it can
-    have.
+    A few thousand silent connections would be all it can have, and answers that nobody reads stay
+    in memory.
+
+    Args:
+        head: seconds for the head of a request to come.
+        answer: seconds for an answer to be taken.
     """
 
-    class Heads(H11Protocol):
+    class Patient(H11Protocol):
         late: asyncio.TimerHandle | None = None
+        unread: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore
             super().connection_made(transport)
-            self.late = self.loop.call_later(seconds, transport.close)
+            self.late = self.loop.call_later(head, transport.close)
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
             waiting = self.conn.their_state is h11.IDLE
             if waiting and self.late is None:
-                self.late = self.loop.call_later(seconds, self.transport.close)
+                self.late = self.loop.call_later(head, self.transport.close)
             elif not waiting and self.late is not None:
                 self.late.cancel()
                 self.late = None
 
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self.unread = self.loop.call_later(answer, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if self.unread is not None:
+                self.unread.cancel()
+
         def connection_lost(self, exc: Exception | None) -> None:
-            if self.late is not None:
-                self.late.cancel()
+            for timer in (self.late, self.unread):
+                if timer is not None:
+                    timer.cancel()
             super().connection_lost(exc)
 
-    return Heads
+    return Patient
 
 
 class _Server(uvicorn.Server):

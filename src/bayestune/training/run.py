@@ -14,7 +14,7 @@ import yaml
 
 from bayestune.config import Recipe, to_mapping
 from bayestune.errors import StoreError
-from bayestune.files import discard, tidy, write_json, write_text
+from bayestune.files import discard, sync, tidy, write_json, write_text
 from bayestune.store import UNFINISHED
 from bayestune.version import __version__
 
@@ -85,6 +85,8 @@ class Journal:
     def close(self) -> None:
         """Remove the states: there is nothing left to continue."""
         if self.out is not None and self.writes:
+            if (rows := self.out / "metrics.jsonl").exists():
+                sync(rows)  # the states know them, and go
             # First: who is killed between the two finds a finished run, or its last state.
             (self.out / UNFINISHED).unlink(missing_ok=True)
         self.drop(CHECKPOINT, RACE)
