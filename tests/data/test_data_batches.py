@@ -3,14 +3,14 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bayestune.data import length_grouped_batches, pad
+from bayestune.data import length_grouped_batches, packed_batches, pad
 from bayestune.errors import ConfigError, DataError
 
 ROWS = st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=9), min_size=1, max_size=6)
@@ -99,3 +99,34 @@ def test_the_package_imports_without_torch():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("overhead", [0.0, 3.0, 50.0])
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 20])
+def test_packed_batches_cost_least(overhead, batch_size) -> None:
+    rng = random.Random(batch_size)
+    lengths = [rng.choice([1, 2, 3, 9, 20]) for _ in range(9)]
+
+    def cost(batches) -> float:
+        return sum(len(b) * max(lengths[i] for i in b) + overhead for b in batches)
+
+    found = packed_batches(lengths, batch_size, overhead)
+    assert sorted(i for b in found for i in b) == list(range(9))
+    assert max(map(len, found)) <= batch_size
+    order = sorted(range(9), key=lambda i: -lengths[i])
+    every = []  # every way to cut the sorted rows
+    for cuts in product([False, True], repeat=8):
+        ends = [i + 1 for i, cut in enumerate(cuts) if cut]
+        pairs = pairwise([0, *ends, 9])
+        batches = [order[a:b] for a, b in pairs]
+        if max(map(len, batches)) <= batch_size:
+            every.append(cost(batches))
+    assert cost(found) == min(every)
+    assert [lengths[b[0]] for b in found] == sorted((lengths[b[0]] for b in found), reverse=True)
+
+
+def test_packed_batches_of_one_length_are_full() -> None:
+    assert sorted(map(len, packed_batches([7] * 10, 4, 1.0))) == [2, 4, 4]
+    assert packed_batches([], 4, 1.0) == []
+    with pytest.raises(ConfigError, match="at least 1"):
+        packed_batches([1], 0, 1.0)

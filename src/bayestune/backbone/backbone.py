@@ -24,6 +24,9 @@ _POSITIONS = ("position_embeddings", "embed_positions")
 
 #: What an architecture raises that cannot be run in another way than its own.
 _MISFITS = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
+#: Multiplications that a device could do while a layer is only set going; a GPU, and a CPU thread.
+_IDLE = {"cpu": 1.4e7}
+_IDLE_ELSEWHERE = 7e10
 #: Tokens up to which plain products are the faster attention to train through in half precision
 #: on a CPU: 5 times at 16 tokens, 1.3 times at 128; see bench/upper_layers.py.
 _SHORT = 128
@@ -104,6 +107,12 @@ class Backbone(nn.Module):
                     unused = module.padding_idx + 1
                 return module.num_embeddings - unused
         return None
+
+    @functools.cached_property
+    def pass_overhead(self) -> float:
+        """What a pass costs whatever its length, in tokens: little only for large layers."""
+        idle = _IDLE.get(self.device.type, _IDLE_ELSEWHERE)
+        return idle / max(1, sum(p.numel() for p in self.layers[0].parameters()))
 
     @property
     def has_kl(self) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bayestune.backbone.backbone import Backbone
 from bayestune.backbone.cache import PrefixCache
-from bayestune.data import Encoded, length_grouped_batches, pad
+from bayestune.data import Encoded, length_grouped_batches, packed_batches, pad
 from bayestune.errors import ConfigError, ModelError
 from bayestune.progress import Progress, silent
 from bayestune.weights import Drawing, MixedRowsError, WeightDistribution
@@ -79,7 +79,7 @@ class Reader:
             torch.no_grad(),
             progress(label, len(encoded.ids)) as advance,
         ):
-            for rows in length_grouped_batches(encoded.lengths, batch_size, shuffle=False):
+            for rows in self._batches(encoded.lengths, batch_size):
                 features = self.batch(encoded, rows).cpu()
                 if out is None:
                     out = features.new_empty(len(encoded.ids), features.shape[1])
@@ -128,7 +128,7 @@ class Reader:
         ):
             halves = self.backbone.try_split(self.tensors(encoded, range(min(2, len(encoded.ids)))))
             with weights.drawing(draws, seed) as held:
-                for rows in length_grouped_batches(encoded.lengths, batch_size, shuffle=False):
+                for rows in self._batches(encoded.lengths, batch_size):
                     tensors = self.tensors(encoded, rows)
                     held.mask = tensors["attention_mask"].bool()
                     held.keys = tuple(_text_key(encoded, i) for i in rows)
@@ -190,13 +190,19 @@ class Reader:
         todo = list(missing.values())
         lengths = [encoded.lengths[i] for i in todo]
         with progress(label or "frozen layers", len(todo)) as advance:
-            for batch in length_grouped_batches(lengths, batch_size, shuffle=False):
+            for batch in self._batches(lengths, batch_size):
                 rows = [todo[j] for j in batch]
                 tensors = self.tensors(encoded, rows)
                 states = self.backbone.enter(**tensors)  # (B, T, D)
                 for i, state, mask in zip(rows, states, tensors["attention_mask"], strict=True):
                     self.cache.put(_key(self.cache, encoded, i), state[mask.bool()])
                 advance(len(rows))
+
+    def _batches(self, lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+        """Return the batches of passes without gradients, in which every row stands once."""
+        if self.backbone.sharded:  # then all processes have to make equally many passes
+            return length_grouped_batches(lengths, batch_size, shuffle=False)
+        return packed_batches(lengths, batch_size, self.backbone.pass_overhead)
 
     def tensors(self, encoded: Encoded, rows: Sequence[int]) -> dict[str, Tensor]:
         """Return the padded inputs of some rows on the backbone's device."""

@@ -5,7 +5,7 @@ Nothing here imports torch or a tokenizer before it is needed.
 
 from __future__ import annotations
 
-from bayestune.data.batches import length_grouped_batches, pad
+from bayestune.data.batches import length_grouped_batches, packed_batches, pad
 from bayestune.data.encode import Encoded, bare_token_ids, encode, label_token_ids
 from bayestune.data.example import Example, Fields
 from bayestune.data.labels import LabelSet
@@ -34,6 +34,7 @@ __all__ = [
     "length_grouped_batches",
     "load_task",
     "open_tolerant",
+    "packed_batches",
     "pad",
     "read_lines_tolerant",
     "read_rows",

@@ -91,3 +91,42 @@ def length_grouped_batches(
     if shuffle:
         rng.shuffle(batches)
     return batches
+
+
+def packed_batches(lengths: Sequence[int], batch_size: int, overhead: float) -> list[list[int]]:
+    """Return the batches of rows, longest first, whose passes together cost least.
+
+        Σ_b ( |b| · max_{i ∈ b} T_i + c )
+
+    Full batches of texts whose lengths differ much are mostly padding; passes of few texts are
+    mostly overhead c.
+
+    Args:
+        lengths: the number of tokens of each row, T.
+        batch_size: the most rows of a batch.
+        overhead: what a pass costs beside its tokens, in tokens.
+
+    Raises:
+        ConfigError: if the batch size is less than 1.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}; it must be at least 1.")
+    import numpy as np
+
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    longest = np.array([lengths[i] for i in order], dtype=np.float64)
+    least = np.zeros(len(order) + 1)  # cost of the first n rows
+    starts = [0] * (len(order) + 1)  # of the last batch among them
+    counts = np.arange(batch_size, 0, -1)
+    for end in range(1, len(order) + 1):
+        first = max(0, end - batch_size)
+        rows = counts[batch_size - (end - first) :]
+        costs = least[first:end] + longest[first:end] * rows
+        best = int(costs.argmin())  # of equals the first, which is the largest batch
+        least[end], starts[end] = costs[best] + overhead, first + best
+    batches: list[list[int]] = []
+    end = len(order)
+    while end:
+        batches.append(order[starts[end] : end])
+        end = starts[end]
+    return batches[::-1]
