@@ -66,8 +66,9 @@ class MergeContract(AdditiveBase):
         _, layer = next(adapted(model))
         exact = layer.weight.double() + self.dense_delta(layer, "default").double()
         model.merge_adapter()
-        # One rounding to 8 significant bits is at most half a unit in the last place.
-        assert ((layer.weight.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-12).all()
+        # One rounding to 8 significant bits is at most half a unit in the last place. Where the sum
+        # nearly cancels, what remains of fp32 is more; a second rounding would be off by 1e-4.
+        assert ((layer.weight.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-6).all()
 
     def test_disabling_takes_a_merged_adapter_out(self) -> None:
         base = tiny()
