@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -73,19 +74,13 @@ def compared(layers: str, device: str, base: str, repeats: int, **adapter: Any) 
 
 def loop_of(model: BayesModel, task: Any) -> Loop:
     """Return a training at its first step, without a cache."""
-    model.recipe = _uncached(model)
+    model.recipe = replace(model.recipe, cache=replace(model.recipe.cache, prefix="off"))
     session = Session(model, task, None, Journal(None), silent)
     phi = session.features(session.rows)
     start(model.head, session.rows, phi, range(len(phi)))
     loop = session.new_loop(1.0)
     model.backbone.train(True)
     return loop
-
-
-def _uncached(model: BayesModel) -> Any:
-    from bayestune.config import from_mapping, to_mapping
-
-    return from_mapping({**to_mapping(model.recipe), "cache": {"prefix": "off"}})
 
 
 def _watched(step: Callable[[], Any], spent: list[float], device: str) -> Callable[[], Any]:

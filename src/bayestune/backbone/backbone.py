@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bayestune.backbone.breakdown import first_broken
+from bayestune.backbone.breakdown import broken_rows
 from bayestune.backbone.layers import layer_stack
 from bayestune.backbone.pool import POOLED, POOLING
 from bayestune.backbone.split import enter_states, resume_from
@@ -270,12 +270,9 @@ class Backbone(nn.Module):
         """
         if torch.isfinite(features).all():
             return
-        bad = (~torch.isfinite(features).all(dim=1)).nonzero().flatten().tolist()
-        layer = first_broken(self.transformer, again, mask) if again is not None else None
         raise NumericsError(
-            f"Features of {rows} are NaN or infinite (positions {bad[:8]} of the batch"
-            f"{f', first in {layer}' if layer else ''}); lower train.lr, or use dtype=float32 for "
-            "the backbone."
+            f"Features of {rows} are {broken_rows(features, self.transformer, again, mask)}; lower "
+            "train.lr, or use dtype=float32 for the backbone."
         )
 
     def _pooled(self, run: Callable[[], Any], attention_mask: Tensor) -> Tensor:

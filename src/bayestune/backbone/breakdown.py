@@ -39,6 +39,23 @@ def first_broken(module: nn.Module, run: Callable[[], Any], mask: Tensor) -> str
     return found[0] if found else None
 
 
+def broken_rows(
+    features: Tensor, module: nn.Module, run: Callable[[], Any] | None, mask: Tensor
+) -> str:
+    """Return in words which features ``(B, D)`` are not finite, and where that began.
+
+    Args:
+        features: of a batch, some of them not finite.
+        module: what they came from.
+        run: see `first_broken`; None where the pass is not to be done again.
+        mask: ones where a token is ``(B, T)``.
+    """
+    bad = (~torch.isfinite(features).all(dim=1)).nonzero().flatten().tolist()
+    layer = None if run is None else first_broken(module, run, mask)
+    where = f", first in {layer}" if layer else ""
+    return f"NaN or infinite (positions {bad[:8]} of the batch{where})"
+
+
 def _finite(tensor: Tensor, mask: Tensor) -> bool:
     if tensor.shape[:2] == mask.shape:
         tensor = tensor[mask.bool()]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from bayestune.backbone.breakdown import first_broken
+from bayestune.backbone.breakdown import broken_rows
 from bayestune.backbone.pool import last
 from bayestune.errors import ModelError, NumericsError
 from bayestune.head import GaussianHead, LinearHead
@@ -72,15 +72,12 @@ def pooled(model: nn.Module, head: nn.Module, inputs: Mapping[str, Any]) -> Tens
             f"features (B, {head.in_features}): it does something to logits that is not known here."
         )
     if not torch.isfinite(phi).all():
-        bad = (~torch.isfinite(phi).all(dim=1)).nonzero().flatten().tolist()
         # Without what wraps it for several processes, which would wait for all of them.
         bare = model.module if isinstance(model, DistributedDataParallel) else model
         ones = torch.ones_like(phi[:, :1], dtype=torch.int64) if mask is None else mask
-        layer = first_broken(bare, lambda: bare(**inputs), ones)
         raise NumericsError(
-            f"Features are NaN or infinite (positions {bad[:8]} of the batch"
-            f"{f', first in {layer}' if layer else ''}); lower the learning rate, or load the "
-            "model in float32 or bfloat16."
+            f"Features are {broken_rows(phi, bare, lambda: bare(**inputs), ones)}; lower the "
+            "learning rate, or load the model in float32 or bfloat16."
         )
     return phi
 
