@@ -123,16 +123,24 @@ def test_small_answers_leave_at_once() -> None:
         assert sock.proto == socket.IPPROTO_TCP
 
 
-async def conversation(protocol: type, *parts: tuple[float, bytes]) -> bytes:
+async def fine(scope, receive, send) -> None:
+    """Answer when the body has come."""
+    while (await receive())["more_body"]:
+        pass
+    headers = [(b"content-length", b"2")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+async def busy(scope, receive, send) -> None:
+    """Refuse before the body has come."""
+    headers = [(b"content-length", b"0")]
+    await send({"type": "http.response.start", "status": 429, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def conversation(protocol: type, *parts: tuple[float, bytes], app=fine) -> bytes:
     """Send parts after pauses; return what came until the server closed."""
-
-    async def app(scope, receive, send) -> None:
-        while (await receive())["more_body"]:
-            pass
-        headers = [(b"content-length", b"2")]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": b"ok"})
-
     config = uvicorn.Config(app, http=protocol, log_level="critical", lifespan="off", ws="none")
     config.load()
     loop, state = asyncio.get_running_loop(), ServerState()
@@ -162,6 +170,57 @@ async def test_heads_that_do_not_come_close_the_connection() -> None:
     body = b"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 2\r\n\r\n"
     said = await conversation(protocol, (0, body), (0.5, b"a"), (0.1, b"b"))
     assert said.count(b"200 OK") == 1, "a body is not a head"
+
+
+@pytest.mark.anyio
+async def test_a_body_that_was_refused_unread_cannot_drip_for_ever() -> None:
+    protocol = patient(0.3, 30)
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"
+    dripping = [(0.12, b"x")] * 8
+    assert (await conversation(protocol, (0, head), *dripping, app=busy)).count(b"429") <= 1
+    said = await conversation(protocol, (0, head), (0.1, b"x" * 9), (0.1, head), app=busy)
+    assert said.count(b"429") == 2, "who sends it all may come again on the same connection"
+
+
+@pytest.mark.anyio
+async def test_connections_beyond_the_limit_are_told_so_and_closed() -> None:
+    protocol = patient(30, 30, connections=2)
+    config = uvicorn.Config(fine, http=protocol, log_level="critical", lifespan="off", ws="none")
+    config.load()
+    loop, state = asyncio.get_running_loop(), ServerState()
+    server = await loop.create_server(lambda: protocol(config, state, {}), "127.0.0.1", 0)
+    address = server.sockets[0].getsockname()
+    head = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    first, second, third = [await asyncio.open_connection(*address) for _ in range(3)]
+    assert (await asyncio.wait_for(third[0].read(), 10)).startswith(b"HTTP/1.1 503")
+    for reader, writer in (first, second):
+        writer.write(head)
+        assert (await asyncio.wait_for(reader.read(), 10)).endswith(b"ok"), "those before go on"
+    reader, writer = await asyncio.open_connection(*address)
+    writer.write(head)
+    assert (await asyncio.wait_for(reader.read(), 10)).endswith(b"ok"), "there is room again"
+    for one in (first[1], second[1], third[1], writer):
+        one.close()
+    server.close()
+
+
+def test_connections_are_no_more_than_files_may_be_open() -> None:
+    code = """
+import resource, sys
+from bayestune.serve.server import room_for
+soft, hard, wanted = map(int, sys.argv[1:])
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+print(*room_for(wanted), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+"""
+    found = {
+        limits: subprocess.run(
+            [sys.executable, "-c", code, *map(str, limits)], capture_output=True, text=True
+        ).stdout.split()
+        for limits in ((200, 200, 4096), (100, 300, 50), (100, 2000, 1000))
+    }
+    assert found[200, 200, 4096] == ["86", "50", "200"]
+    assert found[100, 300, 50] == ["50", "75", "300"]
+    assert found[100, 2000, 1000] == ["1000", "394", "1576"]
 
 
 @pytest.mark.anyio

@@ -38,6 +38,9 @@ def serve(
         int, typer.Option(metavar="N", min=1, help="Rows that may wait; more get 429.")
     ] = 1024,
     max_rows: Annotated[int, typer.Option(metavar="N", min=1, help="Rows of one request.")] = 256,
+    max_connections: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Connections at a time; more get 503.")
+    ] = 4096,
     timeout: Annotated[
         float, typer.Option(metavar="S", min=0.001, help="For which an answer may take, seconds.")
     ] = 60.0,
@@ -75,6 +78,7 @@ def serve(
             request_rows=min(max_rows, max_queue),
             answer_seconds=timeout,
             drain_seconds=timeout,
+            connections=max_connections,
         )
         sock = server.listen(host, port)
         with sock:

@@ -25,6 +25,8 @@ class Limits:
         body_seconds: for which a body may take to arrive, and its answer to be taken.
         answer_seconds: for which an answer may take.
         drain_seconds: for which answers may take once the server is told to stop.
+        connections: that may be open at a time; more are closed at once, with 503. Fewer where
+            the system lets the process open fewer files.
     """
 
     batch_rows: int = 32
@@ -39,6 +41,7 @@ class Limits:
     body_seconds: float = 30.0
     answer_seconds: float = 60.0
     drain_seconds: float = 60.0
+    connections: int = 4096
 
     def __post_init__(self) -> None:
         for option in fields(self):
