@@ -138,7 +138,7 @@ def project_tangent(X: Tensor, Z: Tensor, total: Total = all_here) -> Tensor:
         Absil, Mahony and Sepulchre 2008, example 3.6.2.
     """
     S = total(X.mT @ Z)  # (..., r, r)
-    return Z - X @ (0.5 * (S + S.mT))
+    return torch.baddbmm(_many(Z), _many(X), _many(S + S.mT), alpha=-0.5).view_as(Z)
 
 
 def landing_field(X: Tensor, G: Tensor, penalty: float, total: Total = all_here) -> Tensor:
@@ -268,17 +268,24 @@ def step_polar(
 
 def _inverse_root(A: Tensor, iterations: int) -> Tensor:
     """Approximate ``A^{-1/2}`` of symmetric positive definite ``(..., r, r)`` by Newton–Schulz."""
+    many = _many(A)
     eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
     # The iteration converges for eigenvalues in (0, 3): divide by the mean eigenvalue, which is
     # best near the identity, unless that leaves a bound of the largest one above 2.5.
-    mean = A.diagonal(dim1=-2, dim2=-1).mean(-1)
-    bound = A.abs().sum(-1).amax(-1)
-    scale = torch.maximum(mean, bound / 2.5)[..., None, None]
-    Y, W = A / scale, eye
+    mean = many.diagonal(dim1=-2, dim2=-1).mean(-1)
+    bound = many.abs().sum(-1).amax(-1)
+    scale = torch.maximum(mean, bound / 2.5)[:, None, None]
+    Y, W = many / scale, eye.expand_as(many)
     for _ in range(iterations):
-        T = 1.5 * eye - 0.5 * (W @ Y)
-        Y, W = Y @ T, T @ W
-    return W * scale.rsqrt()
+        # One kernel a product: of small matrices the launches are what takes time.
+        T = torch.baddbmm(1.5 * eye, W, Y, alpha=-0.5)
+        Y, W = torch.bmm(Y, T), torch.bmm(T, W)
+    return (W * scale.rsqrt()).view_as(A)
+
+
+def _many(A: Tensor) -> Tensor:
+    """Return matrices ``(..., n, r)`` as ``(B, n, r)``, as the batched kernels want them."""
+    return A.flatten(end_dim=-3) if A.ndim > 2 else A.unsqueeze(0)
 
 
 def _defect(gram: Tensor) -> Tensor:
