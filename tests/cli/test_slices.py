@@ -9,7 +9,8 @@ import pytest
 from cli_checks import complaint
 
 from bayestune.errors import DataError
-from bayestune.scoring.slices import expand, slices
+from bayestune.scoring.places import expand
+from bayestune.scoring.slices import slices
 
 
 def rows(count: int) -> list[dict[str, str]]:

@@ -19,7 +19,8 @@ from typing import Any
 from bayestune.errors import ConfigError, StoreError
 from bayestune.files import checksum, new_file, read_json, write_json
 from bayestune.scoring.output import Output, output
-from bayestune.scoring.slices import Slice, expand, slices
+from bayestune.scoring.places import expand, name_of, state
+from bayestune.scoring.slices import Slice, slices
 
 PLAN = "plan.json"
 #: Batches of a worker that are read ahead, so that texts of similar length share a pass.
@@ -73,7 +74,7 @@ class Scorer:
         job = Job(self.model, some.source(), self.settings.batch_size, report=problems.append)
         path = folder / f"{some.name}{self.settings.suffix}"
         with new_file(path) as stream, silent("", 0) as advance:
-            rows = _Named(output(stream, path), some.file)
+            rows = _Named(output(stream, path), name_of(some.file))
             job.run(rows, AHEAD * self.settings.batch_size, advance)
             rows.close()
         note = {**asdict(some), "good": job.good, "bad": job.bad, "problems": problems}
@@ -106,7 +107,7 @@ def score(
 
     Args:
         settings: what every worker is told.
-        files: names and patterns of JSON lines or Parquet, which all workers can read.
+        files: names, URLs and patterns of JSON lines or Parquet, which all workers can read.
         workers: how many there are, each with a model of its own.
         rows: of a slice.
         gpus: of a worker, or the share of one.
@@ -123,9 +124,8 @@ def score(
     """
     data = _ray(workers)
     plan = {"run": _digest(settings.run), "options": dict(settings.options), "rows": rows}
-    files = expand(map(os.path.abspath, files))
-    stats = [(file, Path(file).stat()) for file in files]
-    plan |= {"files": [[file, s.st_size, s.st_mtime_ns] for file, s in stats]}
+    files = expand(files)
+    plan |= {"files": [[file, *state(file)] for file in files]}
     _claim(Path(settings.out), {**plan, "suffix": settings.suffix})
     todo, good, bad = list[Slice](), 0, 0
     for some in slices(files, rows):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from bayestune.data.rows import RowSource, read_lines_tolerant
 from bayestune.errors import DataError
+from bayestune.scoring.places import folder_of, is_parquet, lines_of, opened
 
 
 @dataclass(frozen=True)
@@ -42,11 +41,10 @@ class Slice:
         """Return its rows; bad lines of JSON come as their errors."""
         rows: Iterator[tuple[int, Any]] = self._parquet() if self.groups else self._lines()
         unit = "row" if self.groups else "line"
-        return RowSource(self.file, unit, rows, folder=Path(self.file).parent)
+        return RowSource(self.file, unit, rows, folder=folder_of(self.file))
 
     def _lines(self) -> Iterator[tuple[int, Any]]:
-        with Path(self.file).open("rb") as stream:
-            stream.seek(self.start)
+        with lines_of(self.file, self.start) as stream:
             lines: Any = islice(stream, self.rows)
             yield from read_lines_tolerant(lines, self.file, self.first)
 
@@ -54,32 +52,10 @@ class Slice:
         import pyarrow.parquet as pq
 
         groups = list(range(self.start, self.start + self.groups))
-        with pq.ParquetFile(self.file, buffer_size=1 << 20) as file:
+        with opened(self.file) as raw, pq.ParquetFile(raw, buffer_size=1 << 20) as file:
             batches = file.iter_batches(batch_size=1024, row_groups=groups)
             rows = (row for batch in batches for row in batch.to_pylist())
             yield from enumerate(rows, start=self.first)
-
-
-def expand(patterns: Iterable[str]) -> list[str]:
-    """Return the files that names and patterns stand for, those of a pattern sorted.
-
-    Raises:
-        DataError: if a pattern stands for none, a file is missing, or one is neither of JSON lines
-            nor Parquet.
-    """
-    files: list[str] = []
-    for pattern in patterns:
-        matches = glob.glob(pattern, recursive=True)  # noqa: PTH207 - Path.glob takes no whole path
-        found = sorted(matches) or [pattern]
-        for file in found:
-            if not Path(file).is_file():
-                raise DataError(f"{file}: no such file; give files, or a pattern in quotes.")
-            if Path(file).suffix.lower() in (".csv", ".gz", ".zip"):
-                raise DataError(
-                    f"{file}: a slice of it cannot be read apart; write JSON lines or Parquet."
-                )
-            files.append(file)
-    return files
 
 
 def slices(files: Iterable[str], rows: int) -> Iterator[Slice]:
@@ -89,15 +65,15 @@ def slices(files: Iterable[str], rows: int) -> Iterator[Slice]:
     """
     number = 0
     for file in files:
-        parquet = Path(file).suffix.lower() == ".parquet"
-        for first, count, start, groups in (_groups if parquet else _spans)(file, rows):
+        cut = _groups if is_parquet(file) else _spans
+        for first, count, start, groups in cut(file, rows):
             yield Slice(number, file, first, count, start, groups)
             number += 1
 
 
 def _spans(file: str, rows: int) -> Iterator[tuple[int, int, int, int]]:
     first, start = 1, 0
-    with Path(file).open("rb") as stream:
+    with lines_of(file) as stream:
         while lines := [len(line) for line in islice(stream, rows)]:
             yield first, len(lines), start, 0
             first, start = first + len(lines), start + sum(lines)
@@ -108,7 +84,8 @@ def _groups(file: str, rows: int) -> Iterator[tuple[int, int, int, int]]:
     import pyarrow.parquet as pq
 
     try:
-        meta = pq.read_metadata(file)
+        with opened(file) as raw:
+            meta = pq.read_metadata(raw)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file}: not a readable Parquet file ({error}).") from error
     sizes = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
