@@ -11,7 +11,8 @@ from bench_checks import made_cell
 
 from bayestune import metrics
 from bayestune.bench import Key
-from bayestune.bench.table import Estimate, compare, lines, markdown, tempered
+from bayestune.bench.afterwards import set_size, tempered
+from bayestune.bench.table import Estimate, compare, lines, markdown
 
 LOW, HIGH = 1e-3, 2e-2
 ROWS = 60
@@ -93,6 +94,21 @@ def test_a_temperature_by_the_held_out_rows():
     assert found["nll"] == pytest.approx(nll("test", best), rel=1e-3)
     assert found["nll"] < nll("test", 1.0) - 0.1
     assert found["ece"] < metrics.ece(sharp["test"], labels["test"]) / 2
+
+
+@pytest.mark.parametrize(
+    ("probs", "size"),
+    [((0.97, 0.02, 0.01), 1.0), ((0.7, 0.29, 0.01), 2.0), ((0.6, 0.3, 0.1), 3.0)],
+)
+def test_sets_are_as_large_as_their_coverage_takes(probs, size):
+    """Rows of one distribution: the sets are the fewest classes whose probabilities make 95 %."""
+    counts = torch.tensor([round(400 * p) for p in probs])
+    labels = torch.arange(3).repeat_interleave(counts)
+    arrays = {"probs": torch.tensor(probs).expand(400, 3), "targets": labels}
+    assert set_size(arrays) == size
+    assert set_size({name: each[:1] for name, each in arrays.items()}) == 3, (
+        "no row to calibrate on"
+    )
 
 
 def test_mean_and_standard_error(filled):

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 
 from bayestune import metrics
+from bayestune.bench.afterwards import afterwards
 from bayestune.bench.cell import Cell, Key, is_written, read, read_arrays
 from bayestune.bench.plan import Plan
-from bayestune.finalize import search_temperature
 from bayestune.metrics import PairedDifference
 
 #: Columns of metrics by title.
 METRICS = {"acc": "accuracy", "NLL": "nll", "ECE": "ece", "Brier": "brier", "AURC": "aurc"}
-#: Columns of what one temperature on the delivered probabilities makes of them.
-TEMPERED = {"NLL, T": "nll", "ECE, T": "ece"}
+#: Columns of what the delivered probabilities become; see `afterwards`.
+AFTER = {"NLL, T": "nll", "ECE, T": "ece", "set size": "set_size"}
 #: Columns of labelled rows from elsewhere.
 SHIFTED = {
     "acc": "accuracy",
@@ -43,13 +43,13 @@ class Line:
         row: its name.
         cells: one per seed, at the chosen rate.
         losses: NLL in nats of every test row, averaged over the seeds ``(N,)``.
-        tempered: what `tempered` gives for each seed.
+        after: what `afterwards` gives for each seed.
     """
 
     row: str
     cells: tuple[Cell, ...]
     losses: torch.Tensor
-    tempered: tuple[Mapping[str, float], ...]
+    after: tuple[Mapping[str, float], ...]
 
     def values(self, read_one: Callable[[Cell], float]) -> list[float]:
         """Return one number per seed."""
@@ -137,28 +137,8 @@ def lines(plan: Plan, task: str) -> list[Line]:
         if cells:
             arrays = [read_arrays(cell.key, plan.out) for cell in cells]
             losses = torch.stack([_losses(each) for each in arrays]).mean(0)
-            found.append(Line(row, tuple(cells), losses, tuple(map(tempered, arrays))))
+            found.append(Line(row, tuple(cells), losses, tuple(map(afterwards, arrays))))
     return found
-
-
-def tempered(arrays: Mapping[str, torch.Tensor]) -> dict[str, float]:
-    """Return NLL and ECE of the test rows under one temperature, and that temperature.
-
-        p_T ∝ p^(1/T)
-
-    on the delivered probabilities, whatever made them, T by the likelihood of the held-out rows
-    (`finalize.fit_temperature`): what is left of a method's lead once everything is tempered.
-
-    Args:
-        arrays: of a cell.
-    """
-
-    def at(name: str, temperature: float) -> torch.Tensor:
-        return (arrays[name].double().log() / temperature).softmax(-1)
-
-    best, _ = search_temperature(lambda t: at("val.probs", t), arrays["val.targets"])
-    probs, targets = at("probs", best), arrays["targets"]
-    return {"nll": metrics.nll(probs, targets), "ece": metrics.ece(probs, targets), "T": best}
 
 
 def compare(a: Line, b: Line, plan: Plan) -> PairedDifference | None:
@@ -284,7 +264,7 @@ def plain(text: str) -> str:
 def _values(line: Line, sets: Sequence[str]) -> dict[str, Estimate]:
     """Return the estimates of a row by the title of their column."""
     found = {title: line.values(lambda c, k=key: c.metrics[k]) for title, key in METRICS.items()}
-    found |= {title: [t[key] for t in line.tempered] for title, key in TEMPERED.items()}
+    found |= {title: [each[key] for each in line.after] for title, key in AFTER.items()}
     for other in sets:
         for title, key in OUTSIDE.items():
             whole = f"{title}, {other}" if len(sets) > 1 else title

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from bayestune.bench.table import METRICS, TEMPERED, Estimate, Table
+from bayestune.bench.table import AFTER, METRICS, Estimate, Table
 from bayestune.report.contents import Method, Report, TaskReport
 
 _SPECIAL = {
@@ -43,7 +43,7 @@ def escape(text: str) -> str:
 
 
 def _quality(report: Report, task: TaskReport, table: Table) -> str:
-    titles = [title for title in table.columns if title in (*METRICS, *TEMPERED)]
+    titles = [title for title in table.columns if title in (*METRICS, *AFTER)]
     rows = []
     for method in task.methods:
         entry, gap = method.entry, method.entry.gap
@@ -64,7 +64,7 @@ def _quality(report: Report, task: TaskReport, table: Table) -> str:
 
 
 def _outside(task: TaskReport, table: Table) -> list[str]:
-    titles = [title for title in table.columns if title not in (*METRICS, *TEMPERED)]
+    titles = [title for title in table.columns if title not in (*METRICS, *AFTER)]
     if not titles:
         return []
     counts = table.counts

@@ -6,11 +6,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from bayestune.bench.table import METRICS, TEMPERED, Estimate
+from bayestune.bench.afterwards import COVERAGE, HALVINGS
+from bayestune.bench.table import AFTER, METRICS, Estimate
 from bayestune.report.contents import Method, Report, TaskReport, Trial
 
 #: Columns whose lower values are better.
-FALLING = tuple(title for title in (*METRICS, *TEMPERED) if title != "acc")
+FALLING = tuple(title for title in (*METRICS, *AFTER) if title != "acc")
 #: Parts of a task by name.
 PARTS = {"train": "training", "val": "held-out", "test": "test"}
 #: Columns of costs: seconds of a cell, and how they are shown.
@@ -28,6 +29,9 @@ def reading(report: Report) -> tuple[str, ...]:
         "that holds 0. No other column is tested, so none is bold.",
         "NLL, T and ECE, T are those of the delivered probabilities to the power 1/T, normalised, "
         "T fitted on the held-out rows for every row alike: what is left once all are tempered.",
+        f"Set size is the mean number of classes in prediction sets (LAC) that hold the true one "
+        f"with {COVERAGE:.0%}: calibrated on one half of the test rows, applied to the other, "
+        f"mean over {HALVINGS} halvings.",
         "Learning rates are chosen on the first seed by the held-out NLL of what is delivered.",
         "ECE has 15 equal bins and is biased upwards where test rows are few. OOD columns are "
         "AUROCs of telling rows from elsewhere apart by max-prob, mutual information (MI) and "
