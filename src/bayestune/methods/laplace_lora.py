@@ -38,7 +38,7 @@ from bayestune.weights import LaplaceWeights, head_site, sites
 
 #: Factors on the precision of the evidence that held-out rows choose from, and the standard
 #: deviation of the prior on their logarithm: a decade, as for the last layer.
-FACTORS = tuple(10.0 ** (step / 2) for step in range(-4, 5))
+FACTORS = tuple(10.0 ** (step / 2) for step in range(-4, 9))
 PRIOR_SD = math.log(10)
 
 
