@@ -16,7 +16,7 @@ TREES = {
 #: A module imports from rows above its own and from its own package, never sideways or down.
 ROWS = (
     {"errors", "version"},
-    {"files", "processes"},
+    {"files", "gradients", "processes"},
     {"geometry", "posterior", "metrics"},
     {"guarantees"},
     {"data"},

@@ -136,6 +136,9 @@ class Backbone(nn.Module):
                     part = getattr(module, name, None)
                     if isinstance(part, nn.Module):
                         part.train(mode)
+            elif isinstance(module, nn.Linear) and not module.weight.is_floating_point():
+                # In evaluation mode it may take a kernel without gradients: bitsandbytes on a CPU.
+                module.training = True
         if self.weights is not None:
             self.weights.train(mode)
         self.training = mode

@@ -24,6 +24,7 @@ from bayestune.config import TrainConfig
 from bayestune.data import length_grouped_batches
 from bayestune.errors import ConfigError, NumericsError
 from bayestune.finalize import Features, Rows
+from bayestune.gradients import gradients_required
 from bayestune.methods import Method, Terms
 from bayestune.optim import DEVIATIONS, Ivon, StiefelAdam, param_groups, step_deviations
 from bayestune.processes import ALONE, Processes
@@ -343,7 +344,8 @@ class Loop:
                 f"The loss is {loss.item()} in the head (NLL {terms.nll.item():.4g}, KL "
                 f"{terms.kl.item():.4g}); lower train.lr or train.head_lr."
             )
-        loss.backward()
+        with gradients_required():
+            loss.backward()
 
     def _require_finite_gradients(self, module: nn.Module, whose: str) -> None:
         gradients = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}

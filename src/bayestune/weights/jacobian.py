@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from bayestune.errors import ModelError
+from bayestune.gradients import gradients_required
 from bayestune.weights.site import Site
 
 #: By site, inputs ``(B, ..., in)`` and values ``(B, ..., out)`` of every call.
@@ -70,9 +71,12 @@ def pulled(logits: Tensor, calls: Calls, cotangents: Tensor) -> dict[str, Tensor
                 "adapter.targets."
             )
     values = [z for seen in calls.values() for _, z in seen]
-    gradients = iter(
-        torch.autograd.grad(logits, values, cotangents, retain_graph=True, materialize_grads=True)
-    )
+    with gradients_required():
+        gradients = iter(
+            torch.autograd.grad(
+                logits, values, cotangents, retain_graph=True, materialize_grads=True
+            )
+        )
     found: dict[str, Tensor] = {}
     for name, seen in calls.items():
         each = []
