@@ -12,10 +12,20 @@ from peft.utils.quantization_utils import ForwardOnlyQuantizationBackend, Quanti
 from peft_tiny import adapted, inputs, logits, tiny
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig, TorchAoConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    TorchAoConfig,
+)
 
+from bayestune.data import Task
 from bayestune.errors import ModelError
 from bayestune.peft import ContextualLoraConfig, PolarConfig, additive, targets
+from bayestune.progress import silent
+from bayestune.store import load, save
+from bayestune.training import fit
 
 pytestmark = pytest.mark.filterwarnings(
     # PEFT does not know the stand-in's class and says so.
@@ -157,3 +167,27 @@ def test_a_quantised_transformer_is_adapted_trained_and_loaded(
     error = (layer.get_base_weight().float() - exact).abs().max() / exact.abs().max()
     # Half the largest step of four normal bits is 0.152 of a block's largest weight.
     assert 0 < error < (0.16 if "4" in name else 0.005)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the quantisers, about precisions and kernels
+@pytest.mark.parametrize("method", ["polar_vbll", "blob", "laplace_lora"])
+@pytest.mark.parametrize("name", ["bitsandbytes 8 bits", "bitsandbytes 4 bits", "torchao 8 bits"])
+def test_methods_train_and_load_on_a_quantised_backbone(
+    name: str, method: str, llama_base: Path, make: Any, clear: Task, tmp_path: Path
+) -> None:
+    settings = quantiser(name)
+    base = AutoModelForCausalLM.from_pretrained(
+        llama_base, quantization_config=settings, device_map="cpu"
+    )
+    base.save_pretrained(tmp_path / "base")
+    AutoTokenizer.from_pretrained(llama_base).save_pretrained(tmp_path / "base")
+    wide = {"weights": {"init_std": 0.3}} if method == "blob" else {}
+    model = make(method, base=str(tmp_path / "base"), epochs=1, **wide)
+    fit(model, clear, progress=silent)
+    start = "polar_theta" if method == "polar_vbll" else "lora_B"
+    moved = [p for n, p in model.backbone.named_parameters() if start in n]
+    assert moved and all(p.abs().max() > 1e-3 for p in moved), "they start at 0"
+    found = model.predict(["the new tax law"])
+    assert found.epistemic.item() > 0
+    again = load(save(model, tmp_path / "run")).predict(["the new tax law"])
+    torch.testing.assert_close(again.probs, found.probs)

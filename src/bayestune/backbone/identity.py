@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 #: Config keys that say how a model was written or is used, not what it computes.
 PASSING = frozenset(
@@ -45,8 +47,19 @@ def identity(transformer: nn.Module) -> str:
     lasting = {k: v for k, v in values.items() if k not in PASSING}
     digest.update(json.dumps(lasting, sort_keys=True, default=str).encode())
     for name, weight in sorted(transformer.named_parameters()):
-        flat = weight.detach().flatten()
-        picked = flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES]
         digest.update(f"{name}:{tuple(weight.shape)}".encode())
-        digest.update(picked.float().bfloat16().view(torch.int16).cpu().numpy().tobytes())
+        for flat in _numbers(weight.detach()):
+            picked = flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES]
+            digest.update(picked.float().bfloat16().view(torch.int16).cpu().numpy().tobytes())
     return digest.hexdigest()[:32]
+
+
+def _numbers(weight: Tensor) -> Iterator[Tensor]:
+    """Yield a weight's numbers; those of its parts where a quantised tensor knows no others."""
+    try:
+        yield weight.flatten()
+    except NotImplementedError:
+        if not is_traceable_wrapper_subclass(weight):
+            raise
+        for name in weight.__tensor_flatten__()[0]:
+            yield from _numbers(getattr(weight, name))
