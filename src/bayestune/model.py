@@ -339,10 +339,10 @@ def assemble(
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)  # the adapter's starting point
         if bases is None:
-            base = load_base(source, task.outputs, device, precision)
+            base = load_base(source, task.outputs, device, precision, recipe.quantize)
             source = replace(source, weights=identity(base.transformer))
         else:
-            base, source = bases.load(source, task.outputs, device, precision)
+            base, source = bases.load(source, task.outputs, device, precision, recipe.quantize)
         backbone, head = method.build(base, source, tokenizer, task, recipe)
     return BayesModel(
         method=method,

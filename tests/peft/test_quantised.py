@@ -13,6 +13,7 @@ from peft_tiny import adapted, inputs, logits, tiny
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -20,8 +21,10 @@ from transformers import (
     TorchAoConfig,
 )
 
+from bayestune.backbone import quantise
 from bayestune.data import Task
-from bayestune.errors import ModelError
+from bayestune.errors import ConfigError, ModelError
+from bayestune.exports import export
 from bayestune.peft import ContextualLoraConfig, PolarConfig, additive, targets
 from bayestune.progress import silent
 from bayestune.store import load, save
@@ -191,3 +194,39 @@ def test_methods_train_and_load_on_a_quantised_backbone(
     assert found.epistemic.item() > 0
     again = load(save(model, tmp_path / "run")).predict(["the new tax law"])
     torch.testing.assert_close(again.probs, found.probs)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the quantisers, about precisions and kernels
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_a_backbone_is_quantised_as_it_is_loaded(
+    kind: str, llama_base: Path, make: Any, clear: Task, tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    wide = AutoConfig.from_pretrained(
+        llama_base, hidden_size=128, head_dim=32, intermediate_size=128
+    )
+    AutoModelForCausalLM.from_config(wide).save_pretrained(tmp_path / "wide")
+    AutoTokenizer.from_pretrained(llama_base).save_pretrained(tmp_path / "wide")
+    model = make(base=str(tmp_path / "wide"), quantize=kind, epochs=1)
+    layers = [m for m in model.backbone.layers.modules() if isinstance(m, nn.Linear)]
+    frozen = [m.weight for m in layers if not m.weight.requires_grad]
+    assert frozen and not any(weight.is_floating_point() for weight in frozen)
+    fit(model, clear, progress=silent)
+    found = model.predict(["the new tax law"])
+    run = save(model, tmp_path / "run")
+    torch.testing.assert_close(load(run).predict(["the new tax law"]).probs, found.probs)
+    export(model, to="lora", out=tmp_path / "lora", check=True)
+    with pytest.raises(ModelError, match="is quantised"):
+        export(model, to="merged", out=tmp_path / "merged")
+    model.backbone.transformer.save_pretrained(tmp_path / "base")
+    AutoTokenizer.from_pretrained(model.source.path).save_pretrained(tmp_path / "base")
+    with pytest.raises(ConfigError, match="is quantised already"):
+        make(quantize=kind, base=str(tmp_path / "base"))
+
+
+def test_quantising_needs_its_library(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantise, "find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match=r"quantize=nf4 needs bitsandbytes.*pip install"):
+        make(quantize="nf4")
+    with pytest.raises(ConfigError, match="quantize"):
+        make(quantize="nf5")

@@ -16,6 +16,7 @@ from torch import nn
 from bayestune.backbone.backbone import Backbone
 from bayestune.backbone.complete import check_complete, check_size
 from bayestune.backbone.layers import hidden_size, layer_stack, parse_layers
+from bayestune.backbone.quantise import is_quantised, quantiser
 from bayestune.backbone.source import Source
 from bayestune.config import AdapterConfig, HeadConfig
 from bayestune.errors import BayestuneError, ModelError
@@ -70,7 +71,13 @@ def load_tokenizer(source: Source) -> Any:
     return tokenizer
 
 
-def load_base(source: Source, classes: int, device: torch.device, dtype: torch.dtype) -> Base:
+def load_base(
+    source: Source,
+    classes: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantize: str = "none",
+) -> Base:
     """Load a transformer for classification.
 
     A decoder comes as its sequence classifier, whose bare ``score`` reads the last token: replaced
@@ -82,8 +89,10 @@ def load_base(source: Source, classes: int, device: torch.device, dtype: torch.d
         classes: K.
         device: where to.
         dtype: of the weights.
+        quantize: what becomes of linear layers; see `quantiser`.
 
     Raises:
+        ConfigError: see `quantiser`.
         ModelError: if the weights cannot be loaded or the architecture is not a plain transformer.
     """
     from transformers import AutoModel, AutoModelForSequenceClassification
@@ -93,6 +102,11 @@ def load_base(source: Source, classes: int, device: torch.device, dtype: torch.d
     weights: dict[str, Any] = {**options, "dtype": dtype, "output_loading_info": True}
     try:
         config, decoder, classifier = _architecture(source, classes)
+        if (settings := quantiser(quantize, source.name, config, dtype)) is not None:
+            weights["quantization_config"] = settings
+        fixed = settings is not None or is_quantised(config)
+        if fixed:  # what is quantised cannot always be moved
+            weights["device_map"] = {"": device}
         with _quiet():
             if classifier:
                 model, info = AutoModelForSequenceClassification.from_pretrained(
@@ -108,7 +122,7 @@ def load_base(source: Source, classes: int, device: torch.device, dtype: torch.d
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{source.name} cannot be loaded as a transformer: {reason}") from error
     check_complete(source.name, info)
-    return _frozen(model.to(device), decoder)
+    return _frozen(model if fixed else model.to(device), decoder)
 
 
 def outline(source: Source, classes: int) -> Base:

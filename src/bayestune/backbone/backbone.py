@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from bayestune.backbone.breakdown import broken_rows
 from bayestune.backbone.layers import layer_stack
 from bayestune.backbone.pool import POOLED, POOLING
+from bayestune.backbone.quantise import keep_gradients
 from bayestune.backbone.split import enter_states, resume_from
 from bayestune.backbone.tail import only_pooled, tokenwise
 from bayestune.errors import ModelError, NumericsError
@@ -127,6 +128,7 @@ class Backbone(nn.Module):
     def train(self, mode: bool = True) -> Backbone:
         """Switch the adapters' dropout; the frozen transformer stays in evaluation mode."""
         super().train(False)
+        keep_gradients(self)
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         for module in self.peft_model.modules():
@@ -136,9 +138,6 @@ class Backbone(nn.Module):
                     part = getattr(module, name, None)
                     if isinstance(part, nn.Module):
                         part.train(mode)
-            elif isinstance(module, nn.Linear) and not module.weight.is_floating_point():
-                # In evaluation mode it may take a kernel without gradients: bitsandbytes on a CPU.
-                module.training = True
         if self.weights is not None:
             self.weights.train(mode)
         self.training = mode

@@ -23,6 +23,7 @@ PASSING = frozenset(
         "label2id",
         "num_labels",
         "pad_token_id",
+        "quantization_config",
     }
 )
 _SAMPLES = 64

@@ -21,10 +21,15 @@ class SharedBases:
     """
 
     def __init__(self) -> None:
-        self._held: dict[tuple[str, str, torch.dtype], tuple[Base, str]] = {}
+        self._held: dict[tuple[str, str, torch.dtype, str], tuple[Base, str]] = {}
 
     def load(
-        self, source: Source, classes: int, device: torch.device, dtype: torch.dtype
+        self,
+        source: Source,
+        classes: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        quantize: str = "none",
     ) -> tuple[Base, Source]:
         """Return a backbone of one's own modules over shared weights, and its source.
 
@@ -33,13 +38,14 @@ class SharedBases:
             classes: K.
             device: where to.
             dtype: of the weights.
+            quantize: as `load_base`.
 
         Raises:
             ModelError: as `load_base`.
         """
-        key = (source.fingerprint, str(device), dtype)
+        key = (source.fingerprint, str(device), dtype, quantize)
         if key not in self._held:
-            base = load_base(source, classes, device, dtype)
+            base = load_base(source, classes, device, dtype, quantize)
             self._held[key] = base, identity(base.transformer)
         base, weights = self._held[key]
         return twin(base, classes), replace(source, weights=weights)

@@ -187,6 +187,8 @@ class Recipe:
     seed: int = 0
     device: str = "auto"  # auto | cpu | cuda | cuda:1 | mps
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the frozen backbone
+    #: its linear layers in 4 or 8 bits, by bitsandbytes, as they are loaded
+    quantize: Literal["none", "nf4", "int8"] = "none"
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bayestune.backbone.pool import POOLING
+from bayestune.backbone.quantise import is_quantised, keep_gradients
 from bayestune.data import Encoded
 from bayestune.errors import StoreError
 from bayestune.exports.plain import Plain
@@ -48,7 +49,10 @@ def compare(model: BayesModel, plain: Plain, stock: Any, wanted: Tensor) -> floa
         StoreError: if it differs by more than rounding.
     """
     device, dtype = model.backbone.device, model.backbone.dtype
-    stock, found = stock.to(device).eval(), []
+    if not is_quantised(model.backbone.transformer.config):  # else it is where it was loaded
+        stock = stock.to(device)
+    keep_gradients(stock.eval())  # the same kernels, as it is the weights that are compared
+    found = []
     for ids in _encoded(model).ids:  # one by one, so that no convention of padding takes part
         tokens = torch.tensor([ids], device=device)  # (1, T)
         mask = torch.ones_like(tokens)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bayestune.backbone.quantise import is_quantised
 from bayestune.exports.adapter import write_adapter
 from bayestune.exports.plain import Plain, is_classifier
 from bayestune.exports.prompt import padding_id
@@ -37,6 +38,11 @@ def reload(model: BayesModel, folder: Path) -> Any:
 
     options: dict[str, Any] = {"revision": model.source.revision, "dtype": model.backbone.dtype}
     options |= {"trust_remote_code": False, "use_safetensors": True}
+    config: Any = model.backbone.transformer.config
+    if is_quantised(config):  # by its files or as it was loaded; it cannot be moved afterwards
+        options["device_map"] = {"": model.backbone.device}
+        if model.recipe.quantize != "none":
+            options["quantization_config"] = config.quantization_config
     if is_classifier(model):
         auto = AutoModelForSequenceClassification
         options |= {"num_labels": model.task.outputs}

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bayestune.backbone.quantise import is_quantised
 from bayestune.errors import ModelError
 from bayestune.exports.plain import Plain
 from bayestune.model import BayesModel
@@ -20,8 +21,7 @@ _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 def require_mergeable(model: BayesModel) -> None:
     """Raise ModelError where the base is quantised, or has the adapter in it already."""
-    transformer: Any = model.backbone.transformer
-    if getattr(transformer.config, "quantization_config", None) is not None:
+    if is_quantised(model.backbone.transformer.config):
         raise ModelError(
             f"{model.source.name} is quantised: its weights and the adapter have no exact sum. "
             "Export --to lora, or train on the unquantised model."

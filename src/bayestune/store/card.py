@@ -223,8 +223,10 @@ def _training(manifest: Mapping[str, Any]) -> str:
     data, chosen = notes.get("data", {}), notes.get("chosen", {})
     base, revision = manifest["base"], manifest["base"]["revision"]
     name = base["name"] if _on_the_hub(base["name"]) else PurePath(base["name"]).name
+    fewer = recipe.get("quantize", "none")
+    precision = base["dtype"] if fewer == "none" else f"{fewer} and {base['dtype']}"
     facts = {
-        "backbone": f"{name}{f' at {revision}' if revision else ''}, {base['dtype']}",
+        "backbone": f"{name}{f' at {revision}' if revision else ''}, {precision}",
         "adapter": f"{adapter['kind']}, rank {adapter['rank']}, layers {adapter['layers']}",
         **_rows(data),
         "epochs": str(train["epochs"]),

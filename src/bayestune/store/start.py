@@ -14,7 +14,7 @@ from bayestune.store.manifest import model_folder, read_manifest, unreadable
 from bayestune.store.model import restore
 
 #: What of a recipe determined the training; the method, and what follows it, is free.
-_TRAINING = ("model", "revision", "dtype", "seed", "adapter", "prompt", "head", "train")
+_TRAINING = ("model", "revision", "dtype", "quantize", "seed", "adapter", "prompt", "head", "train")
 #: What must be as it was trained.
 _SAME = ("adapter", "prompt")
 
