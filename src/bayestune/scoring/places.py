@@ -106,10 +106,10 @@ def _globbed(pattern: str) -> list[str]:
 
 def _listed(pattern: str) -> list[str]:
     """Return the URLs in a store that match one; what follows ``?`` are options of the store."""
-    if "@" in urlsplit(pattern).netloc:
+    if (parts := urlsplit(pattern)).password is not None:
         raise ConfigError(
-            f"{urlsplit(pattern).scheme}://…@…: a URL with a key would be written beside the "
-            "results; give keys as the store's environment variables."
+            f"{parts.scheme}://…@…: a URL with a key would be written beside the results; give "
+            "keys as the store's environment variables."
         )
     with _told(pattern):
         if "*" not in pattern:
@@ -155,7 +155,7 @@ def _told(file: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error).splitlines()[0]
+        reason = error.strerror or (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{file}: cannot be read ({reason}).") from error
 
 
