@@ -81,6 +81,20 @@ def test_what_is_trained_and_stored_is_counted(complete):
     assert expected.stored > 0  # the last row has a posterior
 
 
+def test_what_a_refresh_delivers_is_stored_and_was_not_trained(complete, content, make_plan, data):
+    content = copy.deepcopy(content)
+    content["rows"] = {
+        "polar_vbll": {"recipe": {"finalize": {"refresh": "block"}}, "rates": [4e-3]}
+    }
+    plan = make_plan(read_suite(content, "dense"), seeds=1)
+    run(plan, data)
+    (dense,) = cells_of(plan).values()
+    diagonal = complete.rate("topics", "polar_vbll")
+    plain = read(Key("topics", "polar_vbll", 0, diagonal), complete.out)
+    assert dense.cost["trained"] == plain.cost["trained"]
+    assert dense.cost["stored"] > 10 * plain.cost["stored"]
+
+
 def test_a_benchmark_goes_on_where_it_was(complete, make_plan, data):
     plan = make_plan()
     shutil.copytree(complete.out, plan.out)

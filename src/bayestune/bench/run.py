@@ -95,12 +95,14 @@ class Bench:
             start, before = first.folder(self.out) / MODEL, read(first, self.out).seconds
         model = assemble(recipe, splits.train)
         self._warm(model, key.task, splits)
+        trained = counted(model.backbone, model.head).trained  # a refresh may put more in its place
         clock = _clock(model)
         started = clock()
         try:
             run = fit(model, splits.train, val=splits.val, start=start, progress=self.progress)
             seconds = before + clock() - started
-            cell, arrays = self._trained(key, model, splits, run.history, seconds)
+            cost = {"train_seconds": seconds, "trained": trained}
+            cell, arrays = self._trained(key, model, splits, run.history, cost)
             if not (trial := self.suite.is_trial(key.task, key.row, key.seed)):
                 cell, arrays = self._measured(cell, arrays, model, splits)
         except NumericsError as error:
@@ -149,10 +151,9 @@ class Bench:
         model: BayesModel,
         splits: Splits,
         history: list[dict[str, Any]],
-        seconds: float,
+        cost: dict[str, float],
     ) -> tuple[Cell, dict[str, torch.Tensor]]:
         """Return what is known of a training without its test rows."""
-        count = counted(model.backbone, model.head)
         held_out = model.predict(splits.val)
         assert isinstance(held_out, Prediction)
         targets = model.targets(splits.val)
@@ -162,7 +163,7 @@ class Bench:
             metrics={},
             intervals={},
             ood={},
-            cost={"train_seconds": seconds, "trained": count.trained, "stored": count.stored},
+            cost=cost | {"stored": counted(model.backbone, model.head).stored},
             rows=splits.counts,
             chosen=model.notes["chosen"],
             history=history,
