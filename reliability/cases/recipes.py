@@ -49,7 +49,7 @@ _BOMBS = (
 
 def checked(recipe: Any) -> None:
     """Raise unless a recipe survives being written and read."""
-    written = yaml.safe_dump(to_mapping(recipe), allow_unicode=True)
+    written = yaml.safe_dump(to_mapping(recipe), sort_keys=False)  # as a run's folder has it
     must(from_mapping(yaml.safe_load(written)) == recipe, "a recipe is another one when read again")
 
 

@@ -117,6 +117,7 @@ def test_writing_what_was_read_keeps_values_and_comments() -> None:
     [
         *("off", "null", "~", "1e-3", "12", "a: b", "# x", "a #b", "", " x ", "ü", "@a", "{text}"),
         *("{text}\nLabel:", "tab\there", "a\u2028b", '"quoted"', "'", "x" * 300, "- a", "..."),
+        *("a\x85b", "é\x00\n😀"),
         *(True, None, 0, 1e-05, 2.5, -3),
     ],
 )

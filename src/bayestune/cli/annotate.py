@@ -75,7 +75,10 @@ def _lines(
 
 
 def _scalar(value: Any) -> str:
-    if isinstance(value, str) and ("\n" in value or "\t" in value):
-        return json.dumps(value, ensure_ascii=False)  # one line, and valid YAML
+    if isinstance(value, str) and not value.isprintable():
+        if value.replace("\n", "").replace("\t", "").isprintable():
+            return json.dumps(value, ensure_ascii=False)  # one line, and valid YAML
+        # Written as they are, some would be read as the end of a line.
+        return yaml.safe_dump(value, width=10**6, default_style='"').strip()
     text = yaml.safe_dump(value, width=10**6, allow_unicode=True, default_flow_style=True)
     return text.removesuffix("...\n").strip()
